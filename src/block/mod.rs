@@ -1,0 +1,67 @@
+//! Where disks live: one trait, one backend so far.
+
+pub mod directory;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A disk that instancefs made, as the store remembers it. A disk without such a record is never deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The backend's name, `directory`.
+    pub backend: String,
+    /// The backend's own name for it (here: the path relative to its directory).
+    pub reference: String,
+    /// The operation that created it.
+    pub operation: Uuid,
+}
+
+/// A disk to be made as a copy-on-write child of an image.
+#[derive(Clone, Debug)]
+pub struct NewDisk<'a> {
+    /// The owning instance; part of the reference.
+    pub instance: Uuid,
+    /// The operation that creates it, kept with the disk as provenance.
+    pub operation: Uuid,
+    /// The image's file, absolute; it never changes.
+    pub image: &'a Path,
+    /// The image's format.
+    pub image_format: crate::image::Format,
+    /// Virtual size in bytes, at least the image's.
+    pub size_bytes: u64,
+}
+
+/// Why a backend did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// No space left.
+    #[error("no space left on {0}; free some and try again")]
+    NoSpace(String),
+    /// The disk exists and another operation made it.
+    #[error("the disk {0} exists already and was not made by this operation; look at it before you move it away")]
+    Exists(String),
+    /// The record does not match what lies there: left alone.
+    #[error("the disk {0} was not made by the operation that its record names; left as it is")]
+    NotOurs(String),
+    /// A tool or system call failed, in its own words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Makes, grows and removes disks. Every call is idempotent for the same operation.
+pub trait BlockBackend: Send + Sync {
+    /// Its name in records.
+    fn name(&self) -> &'static str;
+    /// The record that [`BlockBackend::create`] will produce; journaled before the disk exists.
+    fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord;
+    /// Makes the disk; succeeds if this same operation made it before, finishing what a crash left half-made.
+    fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError>;
+    /// The absolute path for a definition.
+    fn path(&self, record: &DiskRecord) -> PathBuf;
+    /// Removes exactly this disk if its provenance matches the record; an absent one is success.
+    fn remove(&self, record: &DiskRecord) -> Result<(), BlockError>;
+    /// Total and free bytes.
+    fn capacity(&self) -> Result<(u64, u64), BlockError>;
+}

@@ -1,0 +1,171 @@
+//! What instancefs needs from a hypervisor, and the two that it has: libvirt, and a simulated one for tests.
+//!
+//! Every call may block for as long as the hypervisor likes and cannot be cancelled; callers run them in threads of
+//! their own and never while holding a lock.
+
+pub mod definition;
+pub mod libvirt;
+pub mod simulated;
+
+use std::sync::mpsc::Receiver;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What the hypervisor says of a domain's power, in libvirt's terms (`virDomainState`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerState {
+    /// RUNNING, BLOCKED or SHUTDOWN (being shut down by the guest).
+    Running,
+    /// PAUSED by the user, or for the reason given.
+    Paused,
+    /// PMSUSPENDED: the guest sleeps.
+    PmSuspended,
+    /// SHUTOFF.
+    ShutOff,
+    /// CRASHED.
+    Crashed,
+}
+
+/// One domain, as the hypervisor described it at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Its UUID, which is the instance's.
+    pub uuid: Uuid,
+    /// Its libvirt name; any bytes that XML allows.
+    pub name: String,
+    /// Its power state.
+    pub power: PowerState,
+    /// Why, as libvirt's reason word in lower case with underscores: `booted`, `user`, `ioerror`, `crashed`,
+    /// `watchdog`, `shutdown`, `destroyed`, `saved`, `failed`, `unknown`, ...
+    pub reason: String,
+    /// It has a definition that outlives its run.
+    pub persistent: bool,
+    /// It has saved memory that its next start resumes (managed save).
+    pub has_managed_save: bool,
+    /// It is started with the host.
+    pub autostart: bool,
+}
+
+/// What happened, as far as it needs attention. Events may be merged or repeated; after one the receiver looks again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This domain came, went, or changed its power, definition, metadata or devices.
+    Changed(Uuid),
+    /// This domain was undefined. `kept` says that libvirt reported a rename or a migration, after which the
+    /// definition lives on elsewhere.
+    Undefined {
+        /// The domain.
+        uuid: Uuid,
+        /// The definition lives on under another name or on another host.
+        kept: bool,
+    },
+    /// The connection is up (again): whatever was known may be stale.
+    Connected,
+    /// The connection is lost, with the reason.
+    Disconnected(String),
+}
+
+/// Who we are connected to; recorded at the first mount of a state directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The connection URI that a later mount has to use.
+    pub uri: String,
+    /// The host's UUID, as the hypervisor reports it.
+    pub host_uuid: String,
+    /// The host's name, for `host`.
+    pub hostname: String,
+}
+
+/// How a guest is restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reboot {
+    /// The guest is asked to (ACPI, or its agent).
+    Soft,
+    /// The virtual reset button.
+    Hard,
+}
+
+/// What a domain runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// Hardware virtualisation.
+    Kvm,
+    /// QEMU's emulation.
+    Tcg,
+}
+
+/// Why the hypervisor did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HypervisorError {
+    /// There is no connection, or it broke during the call: the outcome is unknown.
+    #[error("the hypervisor is not reachable: {0}")]
+    Unreachable(String),
+    /// No such domain.
+    #[error("the hypervisor does not know this domain")]
+    NoDomain,
+    /// The domain is not in a state for this call.
+    #[error("{0}")]
+    InvalidState(String),
+    /// A domain of that name or UUID exists already.
+    #[error("{0}")]
+    Exists(String),
+    /// This hypervisor or connection cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It refused or failed, in its own words.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A hypervisor and the connection to it.
+///
+/// The connection is kept up by the implementation: it reconnects by itself, sends [`Event::Connected`] each time, and
+/// answers [`HypervisorError::Unreachable`] meanwhile.
+pub trait Hypervisor: Send + Sync {
+    /// Who answers on the other side; an RPC, so also the check whether it answers at all.
+    fn identity(&self) -> Result<Identity, HypervisorError>;
+    /// The events from now on. Called once, before the first [`Hypervisor::connect`].
+    fn events(&self) -> Receiver<Event>;
+    /// Connects for the first time, and reports why that is impossible; afterwards the connection is kept up.
+    fn connect(&self) -> Result<(), HypervisorError>;
+    /// A cheap round trip.
+    fn ping(&self) -> Result<(), HypervisorError>;
+    /// All domains in a constant number of round trips.
+    fn domains(&self) -> Result<Vec<Domain>, HypervisorError>;
+    /// One domain, `None` if there is none.
+    fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError>;
+    /// The persistent definition (the live one of a transient domain) as XML, without secrets.
+    fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError>;
+    /// Creates or replaces a definition.
+    fn define(&self, xml: &str) -> Result<(), HypervisorError>;
+    /// Removes a definition and its saved memory; disks, NVRAM and TPM state stay.
+    fn undefine(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Starts a defined domain, from its saved memory if it has some.
+    fn start(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Asks the guest to shut down (ACPI); returns when the request is sent.
+    fn shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Pulls the plug; returns when the domain is off.
+    fn power_off(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Freezes the virtual CPUs.
+    fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Lets them run again.
+    fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Saves the memory to disk and stops the domain (managed save).
+    fn save(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+    /// Restarts the guest; returns when the request is sent.
+    fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError>;
+    /// Renames a stopped domain.
+    fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError>;
+    /// Sets or removes (`None`) our metadata element (see [`definition::METADATA_NAMESPACE`]), live and persistent.
+    fn set_metadata(&self, uuid: Uuid, xml: Option<&str>) -> Result<(), HypervisorError>;
+    /// Sets or removes the domain's description.
+    fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError>;
+    /// What new guests run on here: found out by trying (see [`libvirt::accelerator`]), remembered afterwards. May
+    /// take up to 5 s the first time.
+    fn accelerator(&self) -> Result<Accelerator, HypervisorError>;
+    /// How new guests are wired: paths and device choices that this connection needs in a definition.
+    fn definition_profile(&self) -> definition::Profile;
+}
