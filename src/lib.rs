@@ -4,4 +4,8 @@
 pub mod block;
 pub mod hypervisor;
 pub mod image;
+pub mod inventory;
+pub mod model;
 pub mod store;
+pub mod tree;
+pub mod workflow;

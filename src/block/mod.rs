@@ -4,19 +4,9 @@ pub mod directory;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A disk that instancefs made, as the store remembers it. A disk without such a record is never deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskRecord {
-    /// The backend's name, `directory`.
-    pub backend: String,
-    /// The backend's own name for it (here: the path relative to its directory).
-    pub reference: String,
-    /// The operation that created it.
-    pub operation: Uuid,
-}
+pub use crate::model::record::DiskRecord;
 
 /// A disk to be made as a copy-on-write child of an image.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::Accelerator;
+pub use crate::model::domain::{DefinedDisk, Definition};
 
 /// The namespace of our element in a domain's `<metadata>`.
 pub const METADATA_NAMESPACE: &str = "https://instancefs.org/xmlns/instance/1";
@@ -41,30 +42,4 @@ pub struct NewDomain {
     pub accelerator: Accelerator,
     /// Our metadata element, complete, or empty.
     pub metadata: String,
-}
-
-/// One disk of a definition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DefinedDisk {
-    /// Target device, `vda`.
-    pub device: String,
-    /// File or block device, if it is one.
-    pub path: Option<PathBuf>,
-    /// `qcow2`, `raw`, ...
-    pub format: Option<String>,
-}
-
-/// What we read out of a definition.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Definition {
-    /// Maximum virtual CPUs.
-    pub vcpus: Option<u32>,
-    /// Maximum memory in bytes.
-    pub memory_bytes: Option<u64>,
-    /// `<description>`.
-    pub description: Option<String>,
-    /// Disks (device='disk' only).
-    pub disks: Vec<DefinedDisk>,
-    /// The file that logs the first serial or console device.
-    pub console_log: Option<PathBuf>,
 }

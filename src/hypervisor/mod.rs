@@ -12,41 +12,7 @@ use std::sync::mpsc::Receiver;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// What the hypervisor says of a domain's power, in libvirt's terms (`virDomainState`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PowerState {
-    /// RUNNING, BLOCKED or SHUTDOWN (being shut down by the guest).
-    Running,
-    /// PAUSED by the user, or for the reason given.
-    Paused,
-    /// PMSUSPENDED: the guest sleeps.
-    PmSuspended,
-    /// SHUTOFF.
-    ShutOff,
-    /// CRASHED.
-    Crashed,
-}
-
-/// One domain, as the hypervisor described it at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Domain {
-    /// Its UUID, which is the instance's.
-    pub uuid: Uuid,
-    /// Its libvirt name; any bytes that XML allows.
-    pub name: String,
-    /// Its power state.
-    pub power: PowerState,
-    /// Why, as libvirt's reason word in lower case with underscores: `booted`, `user`, `ioerror`, `crashed`,
-    /// `watchdog`, `shutdown`, `destroyed`, `saved`, `failed`, `unknown`, ...
-    pub reason: String,
-    /// It has a definition that outlives its run.
-    pub persistent: bool,
-    /// It has saved memory that its next start resumes (managed save).
-    pub has_managed_save: bool,
-    /// It is started with the host.
-    pub autostart: bool,
-}
+pub use crate::model::domain::{Domain, PowerState};
 
 /// What happened, as far as it needs attention. Events may be merged or repeated; after one the receiver looks again.
 #[derive(Clone, Debug, PartialEq, Eq)]

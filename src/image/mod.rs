@@ -7,25 +7,7 @@ pub mod inspect;
 
 use serde::{Deserialize, Serialize};
 
-/// The formats that we accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// QEMU copy on write, version 2 or 3, self-contained.
-    Qcow2,
-    /// Plain bytes.
-    Raw,
-}
-
-impl Format {
-    /// The word in files and on qemu-img's command line.
-    pub fn word(self) -> &'static str {
-        match self {
-            Format::Qcow2 => "qcow2",
-            Format::Raw => "raw",
-        }
-    }
-}
+pub use crate::model::image::Format;
 
 /// What an inspection found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

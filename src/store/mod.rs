@@ -63,7 +63,9 @@ pub enum StoreError {
     #[error("the disk of the state directory is full; free some space and try again")]
     Full,
     /// The store was written by a newer instancefs.
-    #[error("the state directory has schema version {found}, this instancefs knows up to {known}; use the newer instancefs")]
+    #[error(
+        "the state directory has schema version {found}, this instancefs knows up to {known}; use the newer instancefs"
+    )]
     TooNew {
         /// The version on disk.
         found: u32,

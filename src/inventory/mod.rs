@@ -1,0 +1,231 @@
+//! The live objects: one consistent view, read by everyone, changed by the workflow room only.
+//!
+//! Objects are immutable and shared; a change replaces an object as a whole. Batches become visible at once, and reach
+//! subscribers in the order in which they became visible.
+
+pub mod object;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
+
+use crate::model::Class;
+use crate::model::record::ErrorHistory;
+pub use object::{Health, Image, Instance, Object, Part, RunningTask, Task};
+
+/// One change that became visible.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// An object came (`old` is `None`), went (`new` is `None`) or was replaced.
+    Object {
+        /// What it was.
+        old: Option<Object>,
+        /// What it is.
+        new: Option<Object>,
+    },
+    /// `health` reads differently.
+    Health,
+    /// `events` grew.
+    Events,
+    /// An instance's console log grew.
+    Console(Uuid),
+}
+
+/// What is to become visible.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// This object exists, like this.
+    Put(Object),
+    /// This object is gone.
+    Remove(Class, Uuid),
+    /// The new health.
+    Health(Health),
+    /// `events` grew.
+    Events,
+    /// An instance's console log grew.
+    Console(Uuid),
+}
+
+#[derive(Default)]
+struct Objects {
+    instances: BTreeMap<Uuid, Arc<Instance>>,
+    images: BTreeMap<Uuid, Arc<Image>>,
+    tasks: BTreeMap<Uuid, Arc<Task>>,
+    numbers: HashMap<u64, (Class, Uuid)>,
+    instance_names: HashMap<String, Uuid>,
+    health: Health,
+    /// Last refusals that belong to no object, by uid.
+    refusals: HashMap<u32, ErrorHistory>,
+}
+
+/// The live view.
+#[derive(Default)]
+pub struct Inventory {
+    objects: RwLock<Objects>,
+    subscribers: Mutex<Vec<Sender<Arc<Vec<Change>>>>>,
+}
+
+impl Inventory {
+    /// An empty one.
+    pub fn new() -> Inventory {
+        Inventory::default()
+    }
+
+    /// Every batch from now on, in order.
+    pub fn subscribe(&self) -> Receiver<Arc<Vec<Change>>> {
+        let (sender, receiver) = channel();
+        self.subscribers.lock().push(sender);
+        receiver
+    }
+
+    /// Makes a batch visible at once and publishes it.
+    pub fn apply(&self, updates: Vec<Update>) {
+        let mut objects = self.objects.write();
+        let changes: Vec<_> = updates.into_iter().filter_map(|update| objects.apply(update)).collect();
+        if changes.is_empty() {
+            return;
+        }
+        let changes = Arc::new(changes);
+        // Sent under the lock, so that batches arrive in the order in which they became visible; an unbounded channel
+        // never blocks.
+        self.subscribers.lock().retain(|subscriber| subscriber.send(changes.clone()).is_ok());
+    }
+
+    /// One instance.
+    pub fn instance(&self, id: Uuid) -> Option<Arc<Instance>> {
+        self.objects.read().instances.get(&id).cloned()
+    }
+
+    /// One image.
+    pub fn image(&self, id: Uuid) -> Option<Arc<Image>> {
+        self.objects.read().images.get(&id).cloned()
+    }
+
+    /// One task.
+    pub fn task(&self, id: Uuid) -> Option<Arc<Task>> {
+        self.objects.read().tasks.get(&id).cloned()
+    }
+
+    /// The object behind a number.
+    pub fn by_number(&self, number: u64) -> Option<Object> {
+        let objects = self.objects.read();
+        let (class, id) = *objects.numbers.get(&number)?;
+        objects.get(class, id)
+    }
+
+    /// One object of a class.
+    pub fn get(&self, class: Class, id: Uuid) -> Option<Object> {
+        self.objects.read().get(class, id)
+    }
+
+    /// Whether any class has this uuid.
+    pub fn contains(&self, id: Uuid) -> bool {
+        let objects = self.objects.read();
+        Class::ALL.into_iter().any(|class| objects.get(class, id).is_some())
+    }
+
+    /// The instance that holds a name; drafts hold none.
+    pub fn instance_named(&self, name: &str) -> Option<Uuid> {
+        self.objects.read().instance_names.get(name).copied()
+    }
+
+    /// All instances, by uuid.
+    pub fn instances(&self) -> Vec<Arc<Instance>> {
+        self.objects.read().instances.values().cloned().collect()
+    }
+
+    /// All images, by uuid.
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        self.objects.read().images.values().cloned().collect()
+    }
+
+    /// All tasks, by uuid.
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        self.objects.read().tasks.values().cloned().collect()
+    }
+
+    /// The health of the parts.
+    pub fn health(&self) -> Health {
+        self.objects.read().health.clone()
+    }
+
+    /// The last refusals of a user that belong to no object.
+    pub fn refusals(&self, uid: u32) -> ErrorHistory {
+        self.objects.read().refusals.get(&uid).cloned().unwrap_or_default()
+    }
+
+    /// Remembers such refusals; they are neither stored nor announced.
+    pub fn set_refusals(&self, uid: u32, history: ErrorHistory) {
+        self.objects.write().refusals.insert(uid, history);
+    }
+}
+
+impl Objects {
+    fn get(&self, class: Class, id: Uuid) -> Option<Object> {
+        match class {
+            Class::Instance => self.instances.get(&id).cloned().map(Object::Instance),
+            Class::Image => self.images.get(&id).cloned().map(Object::Image),
+            Class::Task => self.tasks.get(&id).cloned().map(Object::Task),
+        }
+    }
+
+    fn apply(&mut self, update: Update) -> Option<Change> {
+        match update {
+            Update::Put(new) => {
+                let old = self.get(new.class(), new.id());
+                if old.as_ref() == Some(&new) {
+                    return None;
+                }
+                self.forget_name(old.as_ref());
+                self.numbers.insert(new.number(), (new.class(), new.id()));
+                match &new {
+                    Object::Instance(instance) => {
+                        if instance.record.draft.is_none() {
+                            self.instance_names.insert(instance.name().to_owned(), instance.id);
+                        }
+                        self.instances.insert(instance.id, instance.clone());
+                    }
+                    Object::Image(image) => {
+                        self.images.insert(image.id, image.clone());
+                    }
+                    Object::Task(task) => {
+                        self.tasks.insert(task.id, task.clone());
+                    }
+                }
+                Some(Change::Object { old, new: Some(new) })
+            }
+            Update::Remove(class, id) => {
+                let old = self.get(class, id)?;
+                self.forget_name(Some(&old));
+                self.numbers.remove(&old.number());
+                match class {
+                    Class::Instance => drop(self.instances.remove(&id)),
+                    Class::Image => drop(self.images.remove(&id)),
+                    Class::Task => drop(self.tasks.remove(&id)),
+                }
+                Some(Change::Object { old: Some(old), new: None })
+            }
+            Update::Health(health) => {
+                if self.health == health {
+                    return None;
+                }
+                self.health = health;
+                Some(Change::Health)
+            }
+            Update::Events => Some(Change::Events),
+            Update::Console(id) => Some(Change::Console(id)),
+        }
+    }
+
+    /// Two domains can swap names within one batch: a name is forgotten by its holder only.
+    fn forget_name(&mut self, old: Option<&Object>) {
+        if let Some(Object::Instance(instance)) = old
+            && self.instance_names.get(instance.name()) == Some(&instance.id)
+        {
+            self.instance_names.remove(instance.name());
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What the inventory holds: immutable objects, shared by reference.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::model::caller::{Caller, Ownership};
+use crate::model::domain::Domain;
+use crate::model::record::{ErrorHistory, ImageRecord, InstanceRecord};
+use crate::model::task::{Operation, TaskRecord};
+use crate::model::{Class, image, instance};
+
+/// The operation that owns an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningTask {
+    /// Its id, under `tasks/`.
+    pub id: Uuid,
+    /// What it does.
+    pub operation: Operation,
+    /// Percent.
+    pub progress: u8,
+}
+
+/// A virtual machine: what we store of it, what libvirt said last, and what runs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The domain's UUID.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: InstanceRecord,
+    /// What the hypervisor said last; `None` for drafts and domains that are gone.
+    pub domain: Option<Domain>,
+    /// What runs on it.
+    pub task: Option<RunningTask>,
+}
+
+impl Instance {
+    /// The libvirt name, of a draft the wanted one.
+    pub fn name(&self) -> &str {
+        self.domain.as_ref().map_or(&self.record.name, |domain| &domain.name)
+    }
+
+    /// State and reason.
+    pub fn observed(&self) -> instance::Observed {
+        instance::observe(&self.record, self.domain.as_ref())
+    }
+
+    /// What a judge needs to know when `caller` asks.
+    pub fn situation<'a>(&'a self, caller: &Caller, unreachable: Option<&'a str>) -> instance::Situation<'a> {
+        instance::Situation {
+            role: caller.role(&self.record.ownership),
+            state: self.observed().state,
+            task: self.task.as_ref().map(|task| &task.operation),
+            protection: &self.record.protection,
+            unreachable,
+        }
+    }
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its uuid.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: ImageRecord,
+    /// What runs on it.
+    pub task: Option<RunningTask>,
+    /// Bytes of a draft's `data` so far; of an active image [`ImageRecord::size_bytes`].
+    pub data_bytes: u64,
+}
+
+impl Image {
+    /// The state.
+    pub fn state(&self) -> image::State {
+        if self.record.draft.is_some() { image::State::Draft } else { image::State::Active }
+    }
+
+    /// What a judge needs to know when `caller` asks.
+    pub fn situation(&self, caller: &Caller) -> image::Situation<'_> {
+        image::Situation {
+            role: caller.role(&self.record.ownership),
+            state: self.state(),
+            task: self.task.as_ref().map(|task| &task.operation),
+        }
+    }
+}
+
+/// An operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its uuid.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: TaskRecord,
+}
+
+/// Any object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A virtual machine.
+    Instance(Arc<Instance>),
+    /// An image.
+    Image(Arc<Image>),
+    /// An operation.
+    Task(Arc<Task>),
+}
+
+impl Object {
+    /// Its class.
+    pub fn class(&self) -> Class {
+        match self {
+            Object::Instance(_) => Class::Instance,
+            Object::Image(_) => Class::Image,
+            Object::Task(_) => Class::Task,
+        }
+    }
+
+    /// Its uuid.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Object::Instance(instance) => instance.id,
+            Object::Image(image) => image.id,
+            Object::Task(task) => task.id,
+        }
+    }
+
+    /// The number behind its inodes.
+    pub fn number(&self) -> u64 {
+        match self {
+            Object::Instance(instance) => instance.record.number,
+            Object::Image(image) => image.record.number,
+            Object::Task(task) => task.record.number,
+        }
+    }
+
+    /// Whose it is.
+    pub fn ownership(&self) -> Ownership {
+        match self {
+            Object::Instance(instance) => instance.record.ownership,
+            Object::Image(image) => image.record.ownership,
+            Object::Task(task) => Ownership { owner: task.record.owner, project: task.record.project, generation: 0 },
+        }
+    }
+
+    /// Its refusals and failures; tasks have a message instead.
+    pub fn errors(&self) -> Option<&ErrorHistory> {
+        match self {
+            Object::Instance(instance) => Some(&instance.record.errors),
+            Object::Image(image) => Some(&image.record.errors),
+            Object::Task(_) => None,
+        }
+    }
+}
+
+/// How one part of the system is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// It answers.
+    #[default]
+    Ok,
+    /// It takes requests but has not answered since then: what is shown may be stale.
+    Hung {
+        /// Unix seconds.
+        since: u64,
+    },
+    /// It does not work.
+    Down {
+        /// Unix seconds.
+        since: u64,
+        /// Why.
+        detail: String,
+    },
+}
+
+impl Part {
+    /// Why requests that need it are refused, if they are: a hung part still takes them.
+    pub fn unreachable(&self) -> Option<&str> {
+        match self {
+            Part::Ok | Part::Hung { .. } => None,
+            Part::Down { detail, .. } => Some(detail),
+        }
+    }
+}
+
+/// The content of `health`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The connection to the hypervisor.
+    pub hypervisor: Part,
+    /// The store.
+    pub store: Part,
+    /// The disks' directory.
+    pub directory: Part,
+    /// The child process that makes inotify events.
+    pub announcer: Part,
+    /// Name of the host that the domains run on, for `host`.
+    pub hostname: String,
+}

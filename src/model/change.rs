@@ -1,0 +1,295 @@
+//! Changes to an object's attributes, and the judge of each; a write is a change set of one.
+
+use uuid::Uuid;
+
+use super::caller::Role;
+use super::image::{self, Format};
+use super::instance::{self, Situation, State, Verdict, Word};
+use super::protection::{Action, Level};
+use super::reason::Reason;
+use super::record::{ImageRecord, InstanceRecord};
+use super::task::Operation;
+
+/// One attribute of an instance, and the value that it is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InstanceChange {
+    /// `name`.
+    Name(String),
+    /// `description`.
+    Description(String),
+    /// `state`.
+    State(Word),
+    /// `locked`.
+    Locked(bool),
+    /// `locked_reason`.
+    LockedReason(String),
+    /// `disable_terminate`.
+    DisableTerminate(bool),
+    /// `owner`, a user id.
+    Owner(u32),
+    /// `project`, a group id.
+    Project(u32),
+    /// `image`.
+    Image(Uuid),
+    /// `vcpus`.
+    Vcpus(u32),
+    /// `memory_bytes`.
+    MemoryBytes(u64),
+    /// `root_disk_bytes`.
+    RootDiskBytes(u64),
+    /// `stop_timeout_seconds`.
+    StopTimeoutSeconds(u32),
+    /// `reboot` `soft`.
+    RebootSoft,
+    /// `reboot` `hard`.
+    RebootHard,
+    /// `reset_state`.
+    ResetState,
+}
+
+/// One attribute of an image, and the value that it is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageChange {
+    /// `name`.
+    Name(String),
+    /// `description`.
+    Description(String),
+    /// `state`.
+    State(image::Word),
+    /// `disk_format`.
+    DiskFormat(Format),
+    /// `owner`, a user id.
+    Owner(u32),
+    /// `project`, a group id.
+    Project(u32),
+}
+
+/// What to do about an allowed change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is true already: success, and nothing happens.
+    AlreadyTrue,
+    /// Write it into the record.
+    Record,
+    /// The running operation does just this: wait for it like its first caller.
+    Join,
+    /// Start this operation.
+    Start(Operation),
+    /// Give up a stuck operation and look at the hypervisor again.
+    Reset,
+}
+
+impl From<Verdict> for Effect {
+    fn from(verdict: Verdict) -> Effect {
+        match verdict {
+            Verdict::AlreadyTrue => Effect::AlreadyTrue,
+            Verdict::Join => Effect::Join,
+            Verdict::Start(operation) => Effect::Start(operation),
+        }
+    }
+}
+
+/// Judges one change of an instance, in the interface's order of refusals. `name` is the present name.
+pub fn judge_instance(
+    situation: &Situation<'_>,
+    record: &InstanceRecord,
+    name: &str,
+    change: &InstanceChange,
+) -> Result<Effect, Reason> {
+    instance::access(situation)?;
+    let protection = situation.protection;
+    match change {
+        InstanceChange::State(word) => instance::decide(situation, *word).map(Effect::from),
+        InstanceChange::Locked(true) => {
+            let raises = |level| level == Level::Owner && situation.role == Role::Root;
+            if protection.lock.as_ref().is_some_and(|lock| !raises(lock.level)) {
+                return Ok(Effect::AlreadyTrue);
+            }
+            protection.check(Action::Lock, situation.role)?;
+            Ok(Effect::Record)
+        }
+        InstanceChange::Locked(false) => {
+            if protection.lock.is_none() {
+                return Ok(Effect::AlreadyTrue);
+            }
+            protection.check(Action::Unlock, situation.role)?;
+            Ok(Effect::Record)
+        }
+        InstanceChange::LockedReason(text) => {
+            let present = protection.lock.as_ref().map_or("", |lock| lock.reason.as_str());
+            if present == text {
+                return Ok(Effect::AlreadyTrue);
+            }
+            if protection.lock.is_none() {
+                return Err(Reason::Malformed("it is not locked; write 1 to locked first".to_owned()));
+            }
+            protection.check(Action::Lock, situation.role)?;
+            Ok(Effect::Record)
+        }
+        InstanceChange::DisableTerminate(value) => {
+            store_only(situation, *value == protection.disable_terminate, Busy::Never)
+        }
+        InstanceChange::Description(text) => store_only(situation, *text == record.description, Busy::Never),
+        InstanceChange::Owner(uid) => by_root(situation, *uid == record.ownership.owner),
+        InstanceChange::Project(gid) => by_root(situation, *gid == record.ownership.project),
+        InstanceChange::StopTimeoutSeconds(seconds) => {
+            store_only(situation, *seconds == record.stop_timeout_seconds, Busy::Refuses)
+        }
+        InstanceChange::Name(wanted) => rename(situation, name, wanted),
+        InstanceChange::Image(image) => hardware(situation, record.image == Some(*image), Resizable::Never),
+        InstanceChange::Vcpus(count) => hardware(situation, record.vcpus == *count, Resizable::Later),
+        InstanceChange::MemoryBytes(bytes) => hardware(situation, record.memory_bytes == *bytes, Resizable::Later),
+        InstanceChange::RootDiskBytes(bytes) => {
+            hardware(situation, record.root_disk_bytes == Some(*bytes), Resizable::Later)
+        }
+        InstanceChange::RebootSoft => reboot(situation, Operation::RebootSoft),
+        InstanceChange::RebootHard => reboot(situation, Operation::RebootHard),
+        InstanceChange::ResetState => {
+            if situation.role != Role::Root {
+                return Err(Reason::RootOnly);
+            }
+            protection.check(Action::Change, situation.role)?;
+            Ok(Effect::Reset)
+        }
+    }
+}
+
+/// Judges one change of an image.
+pub fn judge_image(
+    situation: &image::Situation<'_>,
+    record: &ImageRecord,
+    change: &ImageChange,
+) -> Result<Effect, Reason> {
+    image::access(situation)?;
+    let (already, root_only) = match change {
+        ImageChange::State(word) => return image::decide(situation, *word).map(Effect::from),
+        ImageChange::DiskFormat(format) => {
+            if record.disk_format == Some(*format) {
+                return Ok(Effect::AlreadyTrue);
+            }
+            instance::idle(situation.task)?;
+            return if situation.state == image::State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) };
+        }
+        ImageChange::Name(name) => (*name == record.name, false),
+        ImageChange::Description(text) => return Ok(effect(*text == record.description)),
+        ImageChange::Owner(uid) => (*uid == record.ownership.owner, true),
+        ImageChange::Project(gid) => (*gid == record.ownership.project, true),
+    };
+    if already {
+        return Ok(Effect::AlreadyTrue);
+    }
+    if root_only && situation.role != Role::Root {
+        return Err(Reason::RootOnly);
+    }
+    instance::idle(situation.task)?;
+    Ok(Effect::Record)
+}
+
+fn effect(already: bool) -> Effect {
+    if already { Effect::AlreadyTrue } else { Effect::Record }
+}
+
+/// Whether a running operation refuses a change.
+#[derive(PartialEq, Eq)]
+enum Busy {
+    Never,
+    Refuses,
+}
+
+fn store_only(situation: &Situation<'_>, already: bool, busy: Busy) -> Result<Effect, Reason> {
+    if already {
+        return Ok(Effect::AlreadyTrue);
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    if busy == Busy::Refuses {
+        instance::idle(situation.task)?;
+    }
+    Ok(Effect::Record)
+}
+
+fn by_root(situation: &Situation<'_>, already: bool) -> Result<Effect, Reason> {
+    if already {
+        return Ok(Effect::AlreadyTrue);
+    }
+    if situation.role != Role::Root {
+        return Err(Reason::RootOnly);
+    }
+    store_only(situation, already, Busy::Refuses)
+}
+
+fn rename(situation: &Situation<'_>, name: &str, wanted: &str) -> Result<Effect, Reason> {
+    let present = match situation.task {
+        Some(Operation::Rename { to, .. }) => to,
+        _ => name,
+    };
+    if present == wanted {
+        return Ok(if present == name { Effect::AlreadyTrue } else { Effect::Join });
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    if situation.state == State::Draft {
+        instance::idle(situation.task)?;
+        return Ok(Effect::Record);
+    }
+    instance::reachable(situation.unreachable)?;
+    instance::idle(situation.task)?;
+    match situation.state {
+        State::Stopped => Ok(Effect::Start(Operation::Rename { from: name.to_owned(), to: wanted.to_owned() })),
+        State::Draft
+        | State::Building
+        | State::Active
+        | State::Paused
+        | State::Suspended
+        | State::Rescued
+        | State::Resized
+        | State::Shelved
+        | State::ShelvedOffloaded
+        | State::Error
+        | State::SoftDeleted => Err(Reason::StoppedOnly),
+    }
+}
+
+/// Whether an attribute of the hardware can change after the draft.
+#[derive(PartialEq, Eq)]
+enum Resizable {
+    Never,
+    Later,
+}
+
+fn hardware(situation: &Situation<'_>, already: bool, resizable: Resizable) -> Result<Effect, Reason> {
+    if already {
+        return Ok(Effect::AlreadyTrue);
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    if situation.state != State::Draft && resizable == Resizable::Later {
+        return Err(Reason::NotBuilt { what: "resizing after the draft" });
+    }
+    instance::idle(situation.task)?;
+    if situation.state == State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) }
+}
+
+fn reboot(situation: &Situation<'_>, operation: Operation) -> Result<Effect, Reason> {
+    if situation.task == Some(&operation) {
+        return Ok(Effect::Join);
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    instance::reachable(situation.unreachable)?;
+    instance::idle(situation.task)?;
+    match situation.state {
+        State::Active => Ok(Effect::Start(operation)),
+        state @ (State::Draft
+        | State::Building
+        | State::Paused
+        | State::Suspended
+        | State::Stopped
+        | State::Rescued
+        | State::Resized
+        | State::Shelved
+        | State::ShelvedOffloaded
+        | State::Error
+        | State::SoftDeleted) => Err(Reason::State {
+            state: state.word(),
+            word: "reboot",
+            available: instance::available(situation).join(" "),
+        }),
+    }
+}

@@ -1,0 +1,81 @@
+//! A domain, as the hypervisor described it at one moment.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What the hypervisor says of a domain's power, in libvirt's terms (`virDomainState`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerState {
+    /// RUNNING, BLOCKED or SHUTDOWN (being shut down by the guest).
+    Running,
+    /// PAUSED by the user, or for the reason given.
+    Paused,
+    /// PMSUSPENDED: the guest sleeps.
+    PmSuspended,
+    /// SHUTOFF.
+    ShutOff,
+    /// CRASHED.
+    Crashed,
+}
+
+impl PowerState {
+    /// The content of `power_state`.
+    pub fn word(self) -> &'static str {
+        match self {
+            PowerState::Running => "running",
+            PowerState::Paused => "paused",
+            PowerState::PmSuspended => "pmsuspended",
+            PowerState::ShutOff => "shutoff",
+            PowerState::Crashed => "crashed",
+        }
+    }
+}
+
+/// One domain, as the hypervisor described it at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Its UUID, which is the instance's.
+    pub uuid: Uuid,
+    /// Its libvirt name; any bytes that XML allows.
+    pub name: String,
+    /// Its power state.
+    pub power: PowerState,
+    /// Why, as libvirt's reason word in lower case with underscores: `booted`, `user`, `ioerror`, `crashed`,
+    /// `watchdog`, `shutdown`, `destroyed`, `saved`, `failed`, `unknown`, ...
+    pub reason: String,
+    /// It has a definition that outlives its run.
+    pub persistent: bool,
+    /// It has saved memory that its next start resumes (managed save).
+    pub has_managed_save: bool,
+    /// It is started with the host.
+    pub autostart: bool,
+}
+
+/// One disk of a definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefinedDisk {
+    /// Target device, `vda`.
+    pub device: String,
+    /// File or block device, if it is one.
+    pub path: Option<PathBuf>,
+    /// `qcow2`, `raw`, ...
+    pub format: Option<String>,
+}
+
+/// What we read out of a definition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// Maximum virtual CPUs.
+    pub vcpus: Option<u32>,
+    /// Maximum memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// `<description>`.
+    pub description: Option<String>,
+    /// Disks (device='disk' only).
+    pub disks: Vec<DefinedDisk>,
+    /// The file that logs the first serial or console device.
+    pub console_log: Option<PathBuf>,
+}

@@ -1,0 +1,362 @@
+//! Instances: their states, the words that can be written, and what each word does from each state.
+//!
+//! ```text
+//!            active            stopped
+//!   draft ----------> active <---------> stopped        deleted: draft only
+//!     |                 |  ^
+//!     |          paused |  | active
+//!     |       suspended v  |
+//!     |          paused, suspended
+//!     +--stopped--> stopped           error --active, stopped--> out of it
+//! ```
+//! A state changes at the end of an operation; during it `task` says what goes on.
+
+use serde::{Deserialize, Serialize};
+
+use super::Class;
+use super::caller::Role;
+use super::domain::{Domain, PowerState};
+use super::protection::{Action, Protection};
+use super::reason::Reason;
+use super::record::InstanceRecord;
+use super::task::Operation;
+
+/// Nova's vm_state words. The order is that of their directories' inodes; only ever appended to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Made by mkdir; libvirt knows nothing of it.
+    Draft,
+    /// Reserved for scheduling; on one host the task `building` says it.
+    Building,
+    /// Running.
+    Active,
+    /// Frozen.
+    Paused,
+    /// Memory on disk.
+    Suspended,
+    /// Off.
+    Stopped,
+    /// Runs a rescue image.
+    Rescued,
+    /// Waits for a resize to be confirmed.
+    Resized,
+    /// In the image store, resources kept.
+    Shelved,
+    /// In the image store only.
+    ShelvedOffloaded,
+    /// Crashed, a disk missing or failing, a definition that cannot be read.
+    Error,
+    /// In the bin.
+    SoftDeleted,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 12] = [
+        State::Draft,
+        State::Building,
+        State::Active,
+        State::Paused,
+        State::Suspended,
+        State::Stopped,
+        State::Rescued,
+        State::Resized,
+        State::Shelved,
+        State::ShelvedOffloaded,
+        State::Error,
+        State::SoftDeleted,
+    ];
+
+    /// The content of `state`.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Draft => "draft",
+            State::Building => "building",
+            State::Active => "active",
+            State::Paused => "paused",
+            State::Suspended => "suspended",
+            State::Stopped => "stopped",
+            State::Rescued => "rescued",
+            State::Resized => "resized",
+            State::Shelved => "shelved",
+            State::ShelvedOffloaded => "shelved_offloaded",
+            State::Error => "error",
+            State::SoftDeleted => "soft_deleted",
+        }
+    }
+}
+
+/// A word written to `state`: any state, or `deleted`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Word {
+    /// Become this.
+    State(State),
+    /// Be gone for good.
+    Deleted,
+}
+
+impl Word {
+    /// The words that can be asked for, in the order of `state_available`.
+    pub const REQUESTS: [Word; 9] = [
+        Word::State(State::Active),
+        Word::State(State::Stopped),
+        Word::State(State::Paused),
+        Word::State(State::Suspended),
+        Word::State(State::Rescued),
+        Word::State(State::Shelved),
+        Word::State(State::ShelvedOffloaded),
+        Word::State(State::SoftDeleted),
+        Word::Deleted,
+    ];
+
+    /// The written text.
+    pub fn word(self) -> &'static str {
+        match self {
+            Word::State(state) => state.word(),
+            Word::Deleted => "deleted",
+        }
+    }
+
+    /// Reads a word.
+    pub fn parse(text: &str) -> Result<Word, Reason> {
+        State::ALL.into_iter().map(Word::State).chain([Word::Deleted]).find(|word| word.word() == text).ok_or_else(
+            || {
+                let words: Vec<_> = Word::REQUESTS.iter().map(|word| word.word()).collect();
+                Reason::Malformed(format!("{text:?} is no state; write one of {}", words.join(", ")))
+            },
+        )
+    }
+}
+
+/// What a record and a domain add up to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The state.
+    pub state: State,
+    /// The content of `state_reason`.
+    pub reason: String,
+}
+
+/// The state of an instance: libvirt's word where libvirt can say it, ours for the rest.
+pub fn observe(record: &InstanceRecord, domain: Option<&Domain>) -> Observed {
+    let observed = |state, reason: &str| Observed { state, reason: reason.to_owned() };
+    if record.draft.is_some() {
+        return observed(State::Draft, "new");
+    }
+    let Some(domain) = domain else { return observed(State::Error, "undefined_outside") };
+    match domain.power {
+        PowerState::Running => observed(State::Active, &domain.reason),
+        PowerState::Paused => match domain.reason.as_str() {
+            "ioerror" | "crashed" | "watchdog" => observed(State::Error, &domain.reason),
+            reason => observed(State::Paused, reason),
+        },
+        PowerState::PmSuspended => observed(State::Paused, "pmsuspended"),
+        PowerState::Crashed => observed(State::Error, "crashed"),
+        PowerState::ShutOff => match &record.crashed {
+            Some(reason) => observed(State::Error, reason),
+            None if domain.reason == "crashed" => observed(State::Error, "crashed"),
+            None if domain.has_managed_save => observed(State::Suspended, "saved"),
+            None => observed(State::Stopped, &domain.reason),
+        },
+    }
+}
+
+/// Everything that a judgement needs to know of an instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// What the caller is to it.
+    pub role: Role,
+    /// What it is in.
+    pub state: State,
+    /// What runs on it.
+    pub task: Option<&'a Operation>,
+    /// What protects it.
+    pub protection: &'a Protection,
+    /// Why the hypervisor is not reachable, if it is not. A hung one counts as reachable.
+    pub unreachable: Option<&'a str>,
+}
+
+/// What to do about an allowed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is true already: success, and nothing happens.
+    AlreadyTrue,
+    /// The running operation does just this: wait for it like its first caller.
+    Join,
+    /// Start this operation.
+    Start(Operation),
+}
+
+/// Judges a word written to `state`.
+pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> {
+    access(situation)?;
+    let current = match situation.task.and_then(Operation::target) {
+        Some(target) => {
+            if target == word.word() {
+                return Ok(Verdict::Join);
+            }
+            None
+        }
+        None => Some(situation.state),
+    };
+    if current.is_some_and(|state| Word::State(state) == word) {
+        return Ok(Verdict::AlreadyTrue);
+    }
+    let action = match word {
+        Word::State(State::Draft | State::Building | State::Resized | State::Error) => {
+            return Err(Reason::Malformed(format!("{} cannot be asked for; it happens", word.word())));
+        }
+        Word::State(State::SoftDeleted) | Word::Deleted => Action::Delete,
+        Word::State(
+            State::Active
+            | State::Paused
+            | State::Suspended
+            | State::Stopped
+            | State::Rescued
+            | State::Shelved
+            | State::ShelvedOffloaded,
+        ) => Action::Change,
+    };
+    situation.protection.check(action, situation.role)?;
+    if word == Word::Deleted && situation.state != State::Draft {
+        return Err(Reason::NotInBin);
+    }
+    built(word)?;
+    if word != Word::Deleted {
+        reachable(situation.unreachable)?;
+    }
+    idle(situation.task)?;
+    transition(situation.state, word).map(Verdict::Start).ok_or_else(|| Reason::State {
+        state: situation.state.word(),
+        word: word.word(),
+        available: available(situation).join(" "),
+    })
+}
+
+/// The words that [`decide`] would allow this caller now, for `state_available` and refusals.
+pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
+    Word::REQUESTS
+        .into_iter()
+        .filter(|word| {
+            let allowed =
+                situation.task.is_none() && built(*word).is_ok() && transition(situation.state, *word).is_some();
+            let action = if *word == Word::Deleted { Action::Delete } else { Action::Change };
+            allowed && situation.protection.check(action, situation.role).is_ok()
+        })
+        .map(Word::word)
+        .collect()
+}
+
+/// Who is neither owner, member nor root has no business here.
+pub fn access(situation: &Situation<'_>) -> Result<(), Reason> {
+    match situation.role {
+        Role::Root | Role::Owner | Role::Member => Ok(()),
+        Role::Stranger => Err(Reason::NotYours { class: Class::Instance }),
+    }
+}
+
+/// The hypervisor has to be there for what needs it.
+pub fn reachable(unreachable: Option<&str>) -> Result<(), Reason> {
+    unreachable.map_or(Ok(()), |detail| Err(Reason::Unreachable(detail.to_owned())))
+}
+
+/// One operation per object.
+pub fn idle(task: Option<&Operation>) -> Result<(), Reason> {
+    task.map_or(Ok(()), |operation| Err(Reason::Busy { task: operation.task_word().word() }))
+}
+
+fn built(word: Word) -> Result<(), Reason> {
+    let what = match word {
+        Word::State(State::Rescued) => "rescue",
+        Word::State(State::Shelved | State::ShelvedOffloaded) => "the shelf",
+        Word::State(State::SoftDeleted) => "the bin",
+        Word::State(
+            State::Draft
+            | State::Building
+            | State::Active
+            | State::Paused
+            | State::Suspended
+            | State::Stopped
+            | State::Resized
+            | State::Error,
+        )
+        | Word::Deleted => return Ok(()),
+    };
+    Err(Reason::NotBuilt { what })
+}
+
+/// What a word does from a state; `None` where the state does not allow it.
+pub fn transition(state: State, word: Word) -> Option<Operation> {
+    match word {
+        Word::State(State::Active) => match state {
+            State::Draft => Some(Operation::Boot),
+            State::Stopped | State::Error => Some(Operation::Start),
+            State::Paused => Some(Operation::Unpause),
+            State::Suspended => Some(Operation::Resume),
+            State::Active
+            | State::Building
+            | State::Rescued
+            | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
+            | State::SoftDeleted => None,
+        },
+        Word::State(State::Stopped) => match state {
+            State::Draft => Some(Operation::Define),
+            State::Active | State::Error => Some(Operation::Stop),
+            State::Stopped
+            | State::Building
+            | State::Paused
+            | State::Suspended
+            | State::Rescued
+            | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
+            | State::SoftDeleted => None,
+        },
+        Word::State(State::Paused) => from_active(state, Operation::Pause),
+        Word::State(State::Suspended) => from_active(state, Operation::Suspend),
+        Word::Deleted => match state {
+            State::Draft => Some(Operation::DiscardDraft),
+            State::Building
+            | State::Active
+            | State::Paused
+            | State::Suspended
+            | State::Stopped
+            | State::Rescued
+            | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
+            | State::Error
+            | State::SoftDeleted => None,
+        },
+        Word::State(
+            State::Draft
+            | State::Building
+            | State::Rescued
+            | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
+            | State::Error
+            | State::SoftDeleted,
+        ) => None,
+    }
+}
+
+fn from_active(state: State, operation: Operation) -> Option<Operation> {
+    match state {
+        State::Active => Some(operation),
+        State::Draft
+        | State::Building
+        | State::Paused
+        | State::Suspended
+        | State::Stopped
+        | State::Rescued
+        | State::Resized
+        | State::Shelved
+        | State::ShelvedOffloaded
+        | State::Error
+        | State::SoftDeleted => None,
+    }
+}

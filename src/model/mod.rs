@@ -1,0 +1,52 @@
+//! What things are and what is allowed: no I/O, no clock, no threads.
+//!
+//! A request is judged in one order, the one that the interface promises (first match decides):
+//! access, malformed, already true, role, lock and protection, not built, hypervisor connection, running task, state.
+//! [`instance::decide`] and [`image::decide`] are those judges; everything that changes an object asks them.
+
+pub mod caller;
+pub mod change;
+pub mod domain;
+pub mod image;
+pub mod instance;
+pub mod protection;
+pub mod reason;
+pub mod record;
+pub mod task;
+
+use serde::{Deserialize, Serialize};
+
+/// The classes of objects that have a directory of their own at the root of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Virtual machines.
+    Instance,
+    /// Disk images.
+    Image,
+    /// Operations under way or done.
+    Task,
+}
+
+impl Class {
+    /// All of them, in the order of their numbers in inodes; only ever appended to.
+    pub const ALL: [Class; 3] = [Class::Instance, Class::Image, Class::Task];
+
+    /// The name of the class directory.
+    pub fn directory(self) -> &'static str {
+        match self {
+            Class::Instance => "instances",
+            Class::Image => "images",
+            Class::Task => "tasks",
+        }
+    }
+
+    /// One object of it, for sentences.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Class::Instance => "instance",
+            Class::Image => "image",
+            Class::Task => "task",
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Lock and termination protection: asked in one place by every word, verb, rename and job.
+
+use serde::{Deserialize, Serialize};
+
+use super::caller::Role;
+use super::reason::Reason;
+
+/// Who holds a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Owner or project member: whoever may write the object may unlock it.
+    Owner,
+    /// Root: only root unlocks it.
+    Admin,
+}
+
+/// A lock and its companions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Login name of who locked.
+    pub by: String,
+    /// Unix seconds.
+    pub at: u64,
+    /// `locked_level`.
+    pub level: Level,
+    /// `locked_reason`, may be empty.
+    pub reason: String,
+}
+
+/// What protects an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// Refuses every change, for everybody.
+    pub lock: Option<Lock>,
+    /// Refuses every kind of deletion.
+    pub disable_terminate: bool,
+}
+
+/// What a request would do to a protected object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Change it in any way.
+    Change,
+    /// Delete it, to the bin or for good.
+    Delete,
+    /// Open the lock.
+    Unlock,
+    /// Lock it, or change the lock's reason.
+    Lock,
+}
+
+impl Protection {
+    /// The one judge: whether protection lets the action happen. Root is bound like everybody.
+    pub fn check(&self, action: Action, role: Role) -> Result<(), Reason> {
+        match (action, &self.lock) {
+            (Action::Change | Action::Delete, Some(lock)) => Err(Reason::Locked(lock.clone())),
+            (Action::Delete, None) if self.disable_terminate => Err(Reason::TerminateDisabled),
+            (Action::Change | Action::Delete, None) => Ok(()),
+            (Action::Unlock | Action::Lock, Some(lock)) => match (lock.level, role) {
+                (Level::Owner, _) | (Level::Admin, Role::Root) => Ok(()),
+                (Level::Admin, Role::Owner | Role::Member | Role::Stranger) => Err(Reason::AdminLock(lock.clone())),
+            },
+            (Action::Unlock | Action::Lock, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Why something is refused or failed: one variant per reason, with its errno and its sentence.
+
+use std::fmt;
+
+use super::Class;
+use super::protection::{Level, Lock};
+
+/// One refusal. Its `Display` is the text in `last_error`: one sentence that says what happened and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The object belongs to somebody else.
+    NotYours {
+        /// What it is.
+        class: Class,
+    },
+    /// The handle was opened before the object changed hands.
+    HandleOutlivedOwner,
+    /// The file is read-only for everybody.
+    ReadOnlyAttribute,
+    /// The value is not of the kind that the file takes; the sentence says which it takes.
+    Malformed(String),
+    /// A number out of its range.
+    OutOfRange {
+        /// Smallest allowed.
+        low: u64,
+        /// Largest allowed.
+        high: u64,
+        /// The unit, plural; empty for none.
+        unit: &'static str,
+    },
+    /// Only root may do it.
+    RootOnly,
+    /// Locked.
+    Locked(Lock),
+    /// Locked by an admin; only root unlocks.
+    AdminLock(Lock),
+    /// Protected by `disable_terminate`.
+    TerminateDisabled,
+    /// Deleting for good is possible in the bin only.
+    NotInBin,
+    /// Refused by another rule of the tree; the sentence says which.
+    Policy(String),
+    /// This version cannot do it yet.
+    NotBuilt {
+        /// What it is.
+        what: &'static str,
+    },
+    /// This backend or hypervisor cannot do it.
+    Unsupported(String),
+    /// No connection to the hypervisor.
+    Unreachable(String),
+    /// Another operation owns the object.
+    Busy {
+        /// Its task word.
+        task: &'static str,
+    },
+    /// The object's state does not allow it.
+    State {
+        /// What it is in.
+        state: &'static str,
+        /// What was asked.
+        word: &'static str,
+        /// What can be asked now.
+        available: String,
+    },
+    /// It can be changed in a draft only.
+    DraftOnly,
+    /// It can be changed in a draft and while stopped.
+    StoppedOnly,
+    /// An instance of that name exists.
+    NameTaken(String),
+    /// An object of that uuid or name exists.
+    Exists,
+    /// No such file or object.
+    NotFound(String),
+    /// The directory cannot be removed like this.
+    NotEmpty,
+    /// Too many drafts.
+    DraftQuota {
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// Too many temporary files.
+    ScratchQuota,
+    /// Mounted with `-o ro`.
+    ReadOnlyMount,
+    /// The disk is full.
+    NoSpace(String),
+    /// A document or temporary file over its limit.
+    TooLarge,
+    /// A handle that this daemon does not know, in the middle of a read or document.
+    StaleHandle,
+    /// The image is not one that we accept.
+    Image(String),
+    /// It took too long.
+    TimedOut(String),
+    /// The hypervisor, a tool or the store failed, in its own words.
+    Failed(String),
+}
+
+impl Reason {
+    /// The errno that the caller gets.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute => libc::EACCES,
+            Reason::Malformed(_)
+            | Reason::State { .. }
+            | Reason::DraftOnly
+            | Reason::StoppedOnly
+            | Reason::Image(_) => libc::EINVAL,
+            Reason::OutOfRange { .. } => libc::ERANGE,
+            Reason::RootOnly
+            | Reason::Locked(_)
+            | Reason::AdminLock(_)
+            | Reason::TerminateDisabled
+            | Reason::NotInBin
+            | Reason::Policy(_) => libc::EPERM,
+            Reason::NotBuilt { .. } | Reason::Unsupported(_) => libc::EOPNOTSUPP,
+            Reason::Unreachable(_) => libc::ENODEV,
+            Reason::Busy { .. } => libc::EBUSY,
+            Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
+            Reason::NotFound(_) => libc::ENOENT,
+            Reason::NotEmpty => libc::ENOTEMPTY,
+            Reason::DraftQuota { .. } | Reason::ScratchQuota => libc::EDQUOT,
+            Reason::ReadOnlyMount => libc::EROFS,
+            Reason::NoSpace(_) => libc::ENOSPC,
+            Reason::TooLarge => libc::EFBIG,
+            Reason::StaleHandle => libc::ESTALE,
+            Reason::TimedOut(_) => libc::ETIMEDOUT,
+            Reason::Failed(_) => libc::EIO,
+        }
+    }
+
+    /// The errno's name, `EPERM`.
+    pub fn errno_name(&self) -> &'static str {
+        errno_name(self.errno())
+    }
+}
+
+/// The name of an errno that [`Reason::errno`] can give.
+pub fn errno_name(errno: i32) -> &'static str {
+    match errno {
+        libc::EACCES => "EACCES",
+        libc::EINVAL => "EINVAL",
+        libc::ERANGE => "ERANGE",
+        libc::EPERM => "EPERM",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::ENODEV => "ENODEV",
+        libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
+        libc::ENOENT => "ENOENT",
+        libc::ENOTEMPTY => "ENOTEMPTY",
+        libc::EDQUOT => "EDQUOT",
+        libc::EROFS => "EROFS",
+        libc::ENOSPC => "ENOSPC",
+        libc::EFBIG => "EFBIG",
+        libc::ESTALE => "ESTALE",
+        libc::ETIMEDOUT => "ETIMEDOUT",
+        _ => "EIO",
+    }
+}
+
+fn locked(formatter: &mut fmt::Formatter<'_>, lock: &Lock) -> fmt::Result {
+    let when = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(lock.at));
+    write!(formatter, "locked by {} ({}) since {when}", lock.by, lock.level.word())?;
+    if lock.reason.is_empty() { write!(formatter, ", no reason given") } else { write!(formatter, ": {}", lock.reason) }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NotYours { class } => {
+                write!(f, "this {} belongs to somebody else; ask its owner or root", class.noun())
+            }
+            Reason::HandleOutlivedOwner => {
+                write!(f, "the object changed hands after this file was opened; open it again")
+            }
+            Reason::ReadOnlyAttribute => write!(f, "this file is read-only for everybody"),
+            Reason::Malformed(sentence)
+            | Reason::Policy(sentence)
+            | Reason::Unsupported(sentence)
+            | Reason::Image(sentence)
+            | Reason::TimedOut(sentence)
+            | Reason::Failed(sentence) => f.write_str(sentence),
+            Reason::OutOfRange { low, high, unit } => {
+                write!(f, "the number must be from {low} to {high}")?;
+                if unit.is_empty() { Ok(()) } else { write!(f, " {unit}") }
+            }
+            Reason::RootOnly => write!(f, "only root may change this"),
+            Reason::Locked(lock) => {
+                locked(f, lock)?;
+                write!(f, "; write 0 to locked first")
+            }
+            Reason::AdminLock(lock) => {
+                locked(f, lock)?;
+                write!(f, "; an admin's lock is opened by root only")
+            }
+            Reason::TerminateDisabled => {
+                write!(f, "disable_terminate is 1, which refuses every kind of deletion; write 0 to it first")
+            }
+            Reason::NotInBin => {
+                write!(f, "only what is in the bin can be deleted for good; write soft_deleted to state first")
+            }
+            Reason::NotBuilt { what } => write!(f, "this version of instancefs does not have {what} yet"),
+            Reason::Unreachable(detail) => {
+                write!(f, "no connection to the hypervisor ({detail}); see health, and try again when it is back")
+            }
+            Reason::Busy { task } => {
+                write!(f, "the task {task} owns the object; try again after it (instancefs wait)")
+            }
+            Reason::State { state, word, available } => {
+                write!(f, "{word} is not possible from {state}; possible now: {available}")
+            }
+            Reason::DraftOnly => write!(f, "this can be changed in a draft only"),
+            Reason::StoppedOnly => {
+                write!(f, "this can be changed in a draft or while stopped only; write stopped to state first")
+            }
+            Reason::NameTaken(name) => write!(f, "another instance is named {name:?} already; choose another name"),
+            Reason::Exists => write!(f, "it exists already"),
+            Reason::NotFound(what) => write!(f, "there is no {what}"),
+            Reason::NotEmpty => {
+                write!(f, "only a draft that was never written to can be removed like this; write to its state instead")
+            }
+            Reason::DraftQuota { limit } => {
+                write!(f, "you have {limit} drafts already; boot or discard some first")
+            }
+            Reason::ScratchQuota => {
+                write!(f, "too many temporary files of yours in this directory; remove some first")
+            }
+            Reason::ReadOnlyMount => write!(f, "mounted with -o ro: this instancefs only observes"),
+            Reason::NoSpace(place) => write!(f, "no space left on {place}; free some and try again"),
+            Reason::TooLarge => write!(f, "too large: at most 1 MiB"),
+            Reason::StaleHandle => write!(f, "the daemon was restarted meanwhile; open the file again"),
+        }
+    }
+}
+
+impl std::error::Error for Reason {}
+
+impl Level {
+    /// The content of `locked_level`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Owner => "owner",
+            Level::Admin => "admin",
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the store holds of an object; JSON, one record a key.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::caller::Ownership;
+use super::domain::{Definition, Domain};
+use super::image::Format;
+use super::protection::Protection;
+
+/// A disk that instancefs made. A disk without such a record is never deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The backend's name, `directory`.
+    pub backend: String,
+    /// The backend's own name for it.
+    pub reference: String,
+    /// The operation that created it.
+    pub operation: Uuid,
+}
+
+/// A refusal or failure, as `last_error` and `errors` show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorLine {
+    /// Unix seconds.
+    pub time: u64,
+    /// Who asked.
+    pub login: String,
+    /// The file that he wrote, or the verb.
+    pub file: String,
+    /// `EPERM`, ...
+    pub errno: String,
+    /// One sentence: what happened and what to do next.
+    pub reason: String,
+}
+
+/// The last refusals and failures of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorHistory {
+    /// Whether the newest line still stands: no later write or operation succeeded.
+    pub current: bool,
+    /// At most [`ErrorHistory::LENGTH`], the newest last.
+    pub lines: Vec<ErrorLine>,
+}
+
+impl ErrorHistory {
+    /// How many lines are kept.
+    pub const LENGTH: usize = 16;
+
+    /// Appends a line, which becomes `last_error`.
+    pub fn push(&mut self, line: ErrorLine) {
+        if self.lines.len() == Self::LENGTH {
+            self.lines.remove(0);
+        }
+        self.lines.push(line);
+        self.current = true;
+    }
+
+    /// The line that `last_error` shows; `None` reads as `ok`.
+    pub fn last(&self) -> Option<&ErrorLine> {
+        if self.current { self.lines.last() } else { None }
+    }
+}
+
+/// What is kept of a draft until it becomes real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// Some write into it succeeded, so `rmdir` no longer discards it.
+    pub written: bool,
+}
+
+/// An instance, under `instances/<uuid>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// The number behind its inodes; never reused.
+    pub number: u64,
+    /// The name: of a draft the wanted one, else the domain's, last seen.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Owner and project.
+    pub ownership: Ownership,
+    /// Lock and termination protection.
+    pub protection: Protection,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub updated_at: u64,
+    /// Unix seconds of the last start that we saw.
+    pub launched_at: Option<u64>,
+    /// How long `stopped` waits for the guest, in seconds.
+    pub stop_timeout_seconds: u32,
+    /// Present until it is defined.
+    pub draft: Option<Draft>,
+    /// The image of its root disk.
+    pub image: Option<Uuid>,
+    /// Virtual CPUs: of a draft the wanted number; else the definition says.
+    pub vcpus: u32,
+    /// Memory in bytes, likewise.
+    pub memory_bytes: u64,
+    /// Size of the root disk in bytes; `None` in a draft means the image's.
+    pub root_disk_bytes: Option<u64>,
+    /// The disks that we made for it.
+    pub disks: Vec<DiskRecord>,
+    /// Why it is in `error` although the hypervisor has moved on (a crash is remembered until the next start).
+    pub crashed: Option<String>,
+    /// The operation that owns it.
+    pub operation: Option<Uuid>,
+    /// The latest operation.
+    pub last_task: Option<Uuid>,
+    /// Refusals and failures.
+    pub errors: ErrorHistory,
+    /// The domain as last seen, where it lives on while there is no connection.
+    pub seen: Option<Domain>,
+    /// What its definition said, last seen.
+    pub definition: Option<Definition>,
+}
+
+/// An image, under `images/<uuid>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The number behind its inodes; never reused.
+    pub number: u64,
+    /// The name, not unique.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Owner and project.
+    pub ownership: Ownership,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub updated_at: u64,
+    /// Present until it is committed.
+    pub draft: Option<Draft>,
+    /// The claimed format of a draft (`None`: find out), the proven one of an active image.
+    pub disk_format: Option<Format>,
+    /// Bytes of `data`, once active.
+    pub size_bytes: u64,
+    /// Bytes that a guest sees, once active.
+    pub virtual_size_bytes: u64,
+    /// Lower-case hexadecimal, once active.
+    pub sha512: Option<String>,
+    /// The operation that owns it.
+    pub operation: Option<Uuid>,
+    /// The latest operation.
+    pub last_task: Option<Uuid>,
+    /// Refusals and failures.
+    pub errors: ErrorHistory,
+}

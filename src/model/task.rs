@@ -1,0 +1,253 @@
+//! Operations: what runs on an object, and how far it is.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Class;
+use super::record::DiskRecord;
+
+/// What an operation does; with its parameters, so that recovery needs nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Operation {
+    /// Draft to active: make the root disk, define, start.
+    Boot,
+    /// Draft to stopped: make the root disk, define.
+    Define,
+    /// Start a stopped or crashed domain.
+    Start,
+    /// ACPI shutdown, repeated, then power off.
+    Stop,
+    /// Freeze.
+    Pause,
+    /// Let run again, also after an I/O error.
+    Unpause,
+    /// Memory to disk.
+    Suspend,
+    /// Start from saved memory.
+    Resume,
+    /// Restart the guest by asking it.
+    RebootSoft,
+    /// The reset button.
+    RebootHard,
+    /// Change the libvirt name of a stopped domain.
+    Rename {
+        /// Present name, for the undo.
+        from: String,
+        /// Wanted name.
+        to: String,
+    },
+    /// Verify and publish an image draft.
+    CommitImage,
+    /// Remove a draft and what was written into it.
+    DiscardDraft,
+}
+
+impl Operation {
+    /// The word in `task` while it runs, also its directory in `by-state`.
+    pub fn task_word(&self) -> TaskWord {
+        match self {
+            Operation::Boot => TaskWord::Building,
+            Operation::Define => TaskWord::Defining,
+            Operation::Start => TaskWord::Starting,
+            Operation::Stop => TaskWord::Stopping,
+            Operation::Pause => TaskWord::Pausing,
+            Operation::Unpause => TaskWord::Unpausing,
+            Operation::Suspend => TaskWord::Suspending,
+            Operation::Resume => TaskWord::Resuming,
+            Operation::RebootSoft | Operation::RebootHard => TaskWord::Rebooting,
+            Operation::Rename { .. } => TaskWord::Renaming,
+            Operation::CommitImage => TaskWord::Saving,
+            Operation::DiscardDraft => TaskWord::Deleting,
+        }
+    }
+
+    /// The state word that it works towards; `None` where it leaves the state alone.
+    pub fn target(&self) -> Option<&'static str> {
+        match self {
+            Operation::Boot
+            | Operation::Start
+            | Operation::Unpause
+            | Operation::Resume
+            | Operation::RebootSoft
+            | Operation::RebootHard
+            | Operation::CommitImage => Some("active"),
+            Operation::Define | Operation::Stop => Some("stopped"),
+            Operation::Pause => Some("paused"),
+            Operation::Suspend => Some("suspended"),
+            Operation::Rename { .. } => None,
+            Operation::DiscardDraft => Some("deleted"),
+        }
+    }
+}
+
+/// The words of `task`. The order is that of their directories' inodes; only ever appended to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskWord {
+    /// A draft boots.
+    Building,
+    /// A draft is defined without a start.
+    Defining,
+    /// A stopped instance starts.
+    Starting,
+    /// It is asked to shut down.
+    Stopping,
+    /// It is being frozen.
+    Pausing,
+    /// It is being let run.
+    Unpausing,
+    /// Its memory is written to disk.
+    Suspending,
+    /// It starts from saved memory.
+    Resuming,
+    /// It restarts.
+    Rebooting,
+    /// Its libvirt name changes.
+    Renaming,
+    /// An image draft is verified and published.
+    Saving,
+    /// A draft is removed.
+    Deleting,
+}
+
+impl TaskWord {
+    /// All of them.
+    pub const ALL: [TaskWord; 12] = [
+        TaskWord::Building,
+        TaskWord::Defining,
+        TaskWord::Starting,
+        TaskWord::Stopping,
+        TaskWord::Pausing,
+        TaskWord::Unpausing,
+        TaskWord::Suspending,
+        TaskWord::Resuming,
+        TaskWord::Rebooting,
+        TaskWord::Renaming,
+        TaskWord::Saving,
+        TaskWord::Deleting,
+    ];
+
+    /// The content of `task`.
+    pub fn word(self) -> &'static str {
+        match self {
+            TaskWord::Building => "building",
+            TaskWord::Defining => "defining",
+            TaskWord::Starting => "starting",
+            TaskWord::Stopping => "stopping",
+            TaskWord::Pausing => "pausing",
+            TaskWord::Unpausing => "unpausing",
+            TaskWord::Suspending => "suspending",
+            TaskWord::Resuming => "resuming",
+            TaskWord::Rebooting => "rebooting",
+            TaskWord::Renaming => "renaming",
+            TaskWord::Saving => "saving",
+            TaskWord::Deleting => "deleting",
+        }
+    }
+}
+
+/// How an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// Claimed, nothing done yet.
+    Pending,
+    /// A step runs, or its outcome is still unknown.
+    Processing,
+    /// Done.
+    Success,
+    /// Failed, and rolled back as far as its steps say.
+    Failure,
+    /// Given up on request.
+    Cancelled,
+}
+
+impl TaskState {
+    /// The content of `tasks/U/state`.
+    pub fn word(self) -> &'static str {
+        match self {
+            TaskState::Pending => "pending",
+            TaskState::Processing => "processing",
+            TaskState::Success => "success",
+            TaskState::Failure => "failure",
+            TaskState::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the operation is over.
+    pub fn is_final(self) -> bool {
+        match self {
+            TaskState::Pending | TaskState::Processing => false,
+            TaskState::Success | TaskState::Failure | TaskState::Cancelled => true,
+        }
+    }
+}
+
+/// What a step brings into the world, journaled before it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Creation {
+    /// A disk; its undo removes exactly this one.
+    Disk(DiskRecord),
+    /// The domain's definition; its undo undefines it.
+    Definition,
+}
+
+/// How a step stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Journaled; it may have run or not.
+    Started,
+    /// It ran.
+    Done,
+    /// It was undone.
+    Undone,
+}
+
+/// One step of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name, the content of `phase`.
+    pub name: String,
+    /// What it creates.
+    pub creates: Option<Creation>,
+    /// How it stands.
+    pub state: StepState,
+}
+
+/// One operation as the store holds it, under `tasks/<id>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The number behind its inodes.
+    pub number: u64,
+    /// The class of the object that it claims.
+    pub class: Class,
+    /// That object.
+    pub object: Uuid,
+    /// What it does.
+    pub operation: Operation,
+    /// Who asked for it.
+    pub uid: u32,
+    /// His login name.
+    pub login: String,
+    /// The object's owner and project at the time, who may look at it.
+    pub owner: u32,
+    /// See [`TaskRecord::owner`].
+    pub project: u32,
+    /// How it stands.
+    pub state: TaskState,
+    /// The journal.
+    pub steps: Vec<Step>,
+    /// Percent.
+    pub progress: u8,
+    /// Unix seconds.
+    pub started_at: u64,
+    /// Unix seconds, once final.
+    pub ended_at: Option<u64>,
+    /// One line: what went wrong, or empty.
+    pub message: String,
+    /// The errno that a waiting writer got with [`TaskRecord::message`], 0 for none.
+    pub errno: i32,
+}

@@ -1,0 +1,230 @@
+//! The one way in which objects change: a durable transaction first, then the inventory, as one step.
+//!
+//! A batch sees its own staged objects. Batches run one after the other, so what a batch read cannot change before it
+//! commits; the store's compare-and-set protects against everything outside this process. Nobody holds the ledger
+//! while calling the hypervisor.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::inventory::{Image, Instance, Inventory, Object, Task, Update};
+use crate::model::Class;
+use crate::store::{Change, Compare, Revision, Store, StoreError};
+
+/// The first number given to an object; those below belong to the fixed parts of the tree.
+pub const FIRST_NUMBER: u64 = 16;
+
+const NEXT_NUMBER: &str = "meta/next_number";
+
+struct State {
+    next_number: u64,
+    revisions: HashMap<String, Revision>,
+    /// Objects that read differently from their stored record; see [`Batch::show`].
+    unsaved: HashSet<(Class, Uuid)>,
+}
+
+/// See the module.
+pub struct Ledger {
+    store: Arc<dyn Store>,
+    inventory: Arc<Inventory>,
+    state: Mutex<State>,
+}
+
+/// Now, in Unix seconds.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// The store's key of an object.
+pub fn key(class: Class, id: Uuid) -> String {
+    format!("{}/{id}", class.directory())
+}
+
+impl Ledger {
+    /// Loads the revisions and the counter. The caller loads the objects themselves.
+    pub fn open(store: Arc<dyn Store>, inventory: Arc<Inventory>) -> Result<Ledger, StoreError> {
+        let revisions: HashMap<_, _> =
+            store.list("")?.into_iter().map(|record| (record.key, record.revision)).collect();
+        let next_number = match store.get(NEXT_NUMBER)? {
+            Some(record) => serde_json::from_slice(&record.value)
+                .map_err(|error| StoreError::Failed(format!("{NEXT_NUMBER} cannot be read: {error}")))?,
+            None => FIRST_NUMBER,
+        };
+        let state = State { next_number, revisions, unsaved: HashSet::new() };
+        Ok(Ledger { store, inventory, state: Mutex::new(state) })
+    }
+
+    /// The view that batches are based on.
+    pub fn inventory(&self) -> &Arc<Inventory> {
+        &self.inventory
+    }
+
+    /// Runs `edit` on a batch, stores what it put, and makes everything visible at once. On an error nothing changed.
+    /// A batch that put nothing costs no commit.
+    pub fn transact<T>(&self, edit: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, StoreError> {
+        let mut state = self.state.lock();
+        let mut batch = Batch {
+            inventory: &self.inventory,
+            staged: HashMap::new(),
+            order: Vec::new(),
+            saves: HashSet::new(),
+            extra: Vec::new(),
+            next_number: state.next_number,
+        };
+        let result = edit(&mut batch);
+        let Batch { mut staged, order, saves, extra, next_number, .. } = batch;
+        let mut changes = extra;
+        for (class, id) in &saves {
+            changes.push(match staged.get(&(*class, *id)) {
+                Some(Some(object)) => Change::Put(key(*class, *id), encode(object)?),
+                Some(None) | None => Change::Delete(key(*class, *id)),
+            });
+        }
+        if next_number != state.next_number {
+            changes.push(Change::Put(NEXT_NUMBER.to_owned(), next_number.to_string().into_bytes()));
+        }
+        if !changes.is_empty() {
+            let compares: Vec<_> = changes
+                .iter()
+                .map(|change| {
+                    let (Change::Put(key, _) | Change::Delete(key)) = change;
+                    match state.revisions.get(key) {
+                        Some(revision) => Compare::At(key.clone(), *revision),
+                        None => Compare::Absent(key.clone()),
+                    }
+                })
+                .collect();
+            let revision = self.store.transact(&compares, &changes)?;
+            for change in changes {
+                match change {
+                    Change::Put(key, _) => drop(state.revisions.insert(key, revision)),
+                    Change::Delete(key) => drop(state.revisions.remove(&key)),
+                }
+            }
+        }
+        state.next_number = next_number;
+        let mut updates = Vec::with_capacity(order.len());
+        for (class, id) in order {
+            let Some(object) = staged.remove(&(class, id)) else { continue };
+            if saves.contains(&(class, id)) || object.is_none() {
+                state.unsaved.remove(&(class, id));
+            } else {
+                state.unsaved.insert((class, id));
+            }
+            updates.push(object.map_or(Update::Remove(class, id), Update::Put));
+        }
+        self.inventory.apply(updates);
+        Ok(result)
+    }
+
+    /// Stores the records of all objects that were only shown so far, in one transaction.
+    pub fn save_shown(&self) -> Result<(), StoreError> {
+        let unsaved: Vec<_> = self.state.lock().unsaved.iter().copied().collect();
+        if unsaved.is_empty() {
+            return Ok(());
+        }
+        self.transact(|batch| {
+            for (class, id) in unsaved {
+                if let Some(object) = batch.get(class, id) {
+                    batch.put(object);
+                }
+            }
+        })
+    }
+}
+
+fn encode(object: &Object) -> Result<Vec<u8>, StoreError> {
+    match object {
+        Object::Instance(instance) => serde_json::to_vec(&instance.record),
+        Object::Image(image) => serde_json::to_vec(&image.record),
+        Object::Task(task) => serde_json::to_vec(&task.record),
+    }
+    .map_err(|error| StoreError::Failed(format!("a record cannot be written as JSON: {error}")))
+}
+
+/// One step of the ledger under construction.
+pub struct Batch<'a> {
+    inventory: &'a Inventory,
+    staged: HashMap<(Class, Uuid), Option<Object>>,
+    order: Vec<(Class, Uuid)>,
+    saves: HashSet<(Class, Uuid)>,
+    extra: Vec<Change>,
+    next_number: u64,
+}
+
+impl Batch<'_> {
+    /// An object as this batch leaves it.
+    pub fn get(&self, class: Class, id: Uuid) -> Option<Object> {
+        match self.staged.get(&(class, id)) {
+            Some(staged) => staged.clone(),
+            None => self.inventory.get(class, id),
+        }
+    }
+
+    /// An instance as this batch leaves it.
+    pub fn instance(&self, id: Uuid) -> Option<Arc<Instance>> {
+        match self.get(Class::Instance, id) {
+            Some(Object::Instance(instance)) => Some(instance),
+            Some(Object::Image(_) | Object::Task(_)) | None => None,
+        }
+    }
+
+    /// An image as this batch leaves it.
+    pub fn image(&self, id: Uuid) -> Option<Arc<Image>> {
+        match self.get(Class::Image, id) {
+            Some(Object::Image(image)) => Some(image),
+            Some(Object::Instance(_) | Object::Task(_)) | None => None,
+        }
+    }
+
+    /// A task as this batch leaves it.
+    pub fn task(&self, id: Uuid) -> Option<Arc<Task>> {
+        match self.get(Class::Task, id) {
+            Some(Object::Task(task)) => Some(task),
+            Some(Object::Instance(_) | Object::Image(_)) | None => None,
+        }
+    }
+
+    /// Whether any class has this uuid.
+    pub fn contains(&self, id: Uuid) -> bool {
+        Class::ALL.into_iter().any(|class| self.get(class, id).is_some())
+    }
+
+    /// Stores and shows an object.
+    pub fn put(&mut self, object: Object) {
+        self.saves.insert((object.class(), object.id()));
+        self.show(object);
+    }
+
+    /// Shows an object without storing it yet: for what the hypervisor reports. [`Ledger::save_shown`] stores it later.
+    pub fn show(&mut self, object: Object) {
+        let place = (object.class(), object.id());
+        if self.staged.insert(place, Some(object)).is_none() {
+            self.order.push(place);
+        }
+    }
+
+    /// Removes an object from store and view.
+    pub fn remove(&mut self, class: Class, id: Uuid) {
+        self.saves.insert((class, id));
+        if self.staged.insert((class, id), None).is_none() {
+            self.order.push((class, id));
+        }
+    }
+
+    /// Stores a value that is no object, such as a definition.
+    pub fn store(&mut self, change: Change) {
+        self.extra.push(change);
+    }
+
+    /// A number that no object had before.
+    pub fn next_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+}

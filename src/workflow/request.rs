@@ -1,0 +1,79 @@
+//! What the tree asks of the engine.
+
+use uuid::Uuid;
+
+use crate::model::Class;
+use crate::model::caller::Caller;
+use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::reason::Reason;
+
+/// Called exactly once with the outcome; from any thread, never while a lock is held.
+pub type Completion = Box<dyn FnOnce(Result<(), Reason>) + Send>;
+
+/// When a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// When its operation ends, with its outcome, or the settle window after the operation began, whichever is first.
+    Settle,
+    /// When it is accepted and durable: for renames, mkdir and rmdir, during which the kernel holds locks.
+    Accepted,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Change an instance: all of these or none, in one validation and one transaction.
+    Instance {
+        /// Which.
+        id: Uuid,
+        /// The change set.
+        changes: Vec<InstanceChange>,
+    },
+    /// Change an image likewise.
+    Image {
+        /// Which.
+        id: Uuid,
+        /// The change set.
+        changes: Vec<ImageChange>,
+    },
+    /// mkdir: a new draft of this uuid, owned by the caller.
+    MakeDraft {
+        /// Instance or image.
+        class: Class,
+        /// The uuid that the client chose.
+        id: Uuid,
+    },
+    /// rmdir: discard a draft into which no write ever succeeded; anything else is `ENOTEMPTY`.
+    DiscardUnwritten {
+        /// Instance or image.
+        class: Class,
+        /// Which.
+        id: Uuid,
+    },
+}
+
+impl Request {
+    /// The object that refusals belong to.
+    pub fn object(&self) -> Option<(Class, Uuid)> {
+        match self {
+            Request::Instance { id, .. } => Some((Class::Instance, *id)),
+            Request::Image { id, .. } => Some((Class::Image, *id)),
+            Request::DiscardUnwritten { class, id } => Some((*class, *id)),
+            Request::MakeDraft { .. } => None,
+        }
+    }
+}
+
+/// A request on its way.
+pub struct Submission {
+    /// Who asks.
+    pub caller: Caller,
+    /// The file that he wrote, or the verb, for `last_error`.
+    pub file: String,
+    /// What he asks.
+    pub request: Request,
+    /// When to answer.
+    pub wait: Wait,
+    /// Whom to answer.
+    pub done: Completion,
+}
