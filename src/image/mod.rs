@@ -2,8 +2,10 @@
 //!
 //! [`inspect`] is the only judge of a format, and no other program reads a byte of a draft before it agreed.
 
+pub(crate) mod durable;
 pub mod ingest;
 pub mod inspect;
+pub mod qemu_img;
 
 use serde::{Deserialize, Serialize};
 
