@@ -1,1 +1,370 @@
-//! (empty)
+//! Disks as qcow2 files below one directory: `<directory>/<instance>/root.qcow2`, each an overlay of its image.
+//!
+//! **Provenance** is the operation's id in the extended attribute `user.instancefs.operation` of the disk itself. It is
+//! bound to the inode: it appears together with the name, survives renames, chown and restarts, and does not pass to a file
+//! that somebody puts in the disk's place, as a note beside the disk would. Where it got lost (a copy without
+//! attributes) the disk is left alone, which is the safe side. File systems without user attributes are refused.
+//!
+//! Everything happens relative to open directories and never through a symlink below the base directory.
+
+mod attribute;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{Gid, UnlinkatFlags, fchown, unlinkat};
+use uuid::Uuid;
+
+use super::{BlockBackend, BlockError, DiskRecord, NewDisk};
+use crate::image::qemu_img;
+
+const BACKEND: &str = "directory";
+const DISK: &str = "root.qcow2";
+
+/// Directories can be passed through, to open the disk that libvirt gives to QEMU's user, but not listed.
+const DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP).union(Mode::S_IXOTH);
+/// With a guest group: nobody else passes at all.
+const GROUP_DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP);
+
+const OPEN_DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+const OPEN_TO_LOOK: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_CLOEXEC);
+
+/// The backend `directory`.
+pub struct DirectoryBackend {
+    directory: PathBuf,
+    guest_group: Option<u32>,
+}
+
+/// What a name in an instance's directory holds.
+enum Found {
+    Nothing,
+    /// A regular file with this provenance, if any. The open file keeps its inode number from being used again.
+    Disk {
+        file: File,
+        operation: Option<Uuid>,
+    },
+    /// A symlink, a directory, a device: never ours.
+    Foreign,
+}
+
+impl DirectoryBackend {
+    /// Disks below `directory`, which is made when the first one is (not its parents). Disks are 0600 and root's;
+    /// libvirt's dynamic ownership gives them to QEMU while it runs. Directories made are 0711; with the group that
+    /// QEMU runs in, `guest_group`, they are that group's and 0710.
+    pub fn new(directory: PathBuf, guest_group: Option<u32>) -> DirectoryBackend {
+        // Fails for an empty path only, which then fails again where it is used.
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
+        DirectoryBackend {
+            directory,
+            guest_group,
+        }
+    }
+
+    /// Makes a directory if there is none; one that is there keeps its mode.
+    fn make_directory(&self, parent: impl AsFd, name: &Path) -> Result<bool, Errno> {
+        match mkdirat(parent.as_fd(), name, Mode::S_IRWXU) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let made = openat(parent.as_fd(), name, OPEN_DIRECTORY, Mode::empty())?;
+        let mode = match self.guest_group {
+            Some(group) => {
+                fchown(&made, None, Some(Gid::from_raw(group)))?;
+                GROUP_DIRECTORY_MODE
+            }
+            None => DIRECTORY_MODE,
+        };
+        fchmod(&made, mode)?;
+        Ok(true)
+    }
+
+    /// The base directory; the administrator may have made it a symlink.
+    fn open_base(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(&self.directory)
+    }
+
+    fn make_base(&self) -> Result<File, BlockError> {
+        let made = self
+            .make_directory(nix::fcntl::AT_FDCWD, &self.directory)
+            .map_err(|e| self.failed("make", e.into()))?;
+        if made && let Some(parent) = self.directory.parent() {
+            File::open(parent)
+                .and_then(|parent| parent.sync_all())
+                .map_err(|error| self.failed("sync", error))?;
+        }
+        self.open_base().map_err(|error| self.failed("open", error))
+    }
+
+    /// Makes the disk within the instance's open directory; the disk is not there yet.
+    fn create_in(&self, directory: &OwnedFd, disk: &NewDisk<'_>) -> Result<(), BlockError> {
+        let temporary = temporary_name(disk.operation);
+        let path = self
+            .directory
+            .join(disk.instance.to_string())
+            .join(&temporary);
+        remove_temporary(directory, disk.operation).map_err(|error| self.at(&path, error))?;
+        let result = self.fill(directory, disk, &temporary, &path);
+        if result.is_err() {
+            // What this call has made; if even that fails, the next create or remove of this operation does it.
+            let _tried_again_later = remove_temporary(directory, disk.operation);
+        }
+        result
+    }
+
+    fn fill(
+        &self,
+        directory: &OwnedFd,
+        disk: &NewDisk<'_>,
+        temporary: &str,
+        path: &Path,
+    ) -> Result<(), BlockError> {
+        let failed = |error: io::Error| self.at(path, error);
+        let make =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(directory, temporary, make, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|error| failed(error.into()))?;
+        let file = File::from(file);
+        attribute::set_operation(&file, disk.operation).map_err(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => BlockError::Failed(format!(
+                "the file system of {} has no extended attributes, which say what made a disk; use another one",
+                self.directory.display()
+            )),
+            Some(_) | None => failed(error),
+        })?;
+        qemu_img::create_overlay(path, disk.image, disk.image_format, disk.size_bytes)
+            .map_err(|words| self.said(words))?;
+        file.sync_all().map_err(failed)?;
+        renameat2(
+            directory,
+            temporary,
+            directory,
+            DISK,
+            RenameFlags::RENAME_NOREPLACE,
+        )
+        .map_err(|error| match error {
+            Errno::EEXIST => BlockError::Exists(reference(disk.instance)),
+            other => failed(other.into()),
+        })
+    }
+
+    /// An error of qemu-img, whose only words for a full disk are those of the C library.
+    fn said(&self, words: String) -> BlockError {
+        let full = [Errno::ENOSPC, Errno::EDQUOT]
+            .iter()
+            .any(|error| words.contains(error.desc()));
+        let full = full || words.contains("Disk quota exceeded");
+        if full {
+            BlockError::NoSpace(self.directory.display().to_string())
+        } else {
+            BlockError::Failed(words)
+        }
+    }
+
+    fn failed(&self, verb: &str, error: io::Error) -> BlockError {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                BlockError::NoSpace(self.directory.display().to_string())
+            }
+            Some(_) | None => BlockError::Failed(format!(
+                "cannot {verb} {}: {error}",
+                self.directory.display()
+            )),
+        }
+    }
+
+    fn at(&self, path: &Path, error: io::Error) -> BlockError {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                BlockError::NoSpace(self.directory.display().to_string())
+            }
+            Some(_) | None => BlockError::Failed(format!("{}: {error}", path.display())),
+        }
+    }
+}
+
+impl BlockBackend for DirectoryBackend {
+    fn name(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
+        DiskRecord {
+            backend: BACKEND.to_owned(),
+            reference: reference(disk.instance),
+            operation: disk.operation,
+        }
+    }
+
+    fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError> {
+        let record = self.plan(disk);
+        let instance_name = disk.instance.to_string();
+        let path = self.directory.join(&instance_name);
+        let failed = |error: io::Error| self.at(&path, error);
+
+        let base = self.make_base()?;
+        let made = self
+            .make_directory(&base, Path::new(&instance_name))
+            .map_err(|error| failed(error.into()))?;
+        let directory = openat(&base, instance_name.as_str(), OPEN_DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        match look(&directory, DISK).map_err(failed)? {
+            Found::Nothing => {
+                let result = self.create_in(&directory, disk);
+                if result.is_err() && made {
+                    // This call made it, and rmdir takes only an empty one.
+                    let _not_empty =
+                        unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir);
+                }
+                result?;
+            }
+            Found::Disk {
+                operation: Some(operation),
+                ..
+            } if operation == disk.operation => {}
+            Found::Disk { .. } | Found::Foreign => {
+                return Err(BlockError::Exists(record.reference));
+            }
+        }
+        // Also when it was there: the crash may have come between the rename and this.
+        File::from(directory)
+            .sync_all()
+            .and_then(|()| base.sync_all())
+            .map_err(failed)?;
+        Ok(record)
+    }
+
+    /// The path of the disk. A record that is not one of ours leads to a path where nothing is.
+    fn path(&self, record: &DiskRecord) -> PathBuf {
+        match instance_of(record) {
+            Some(instance) => self.directory.join(reference(instance)),
+            None => self.directory.join("not-a-disk-of-this-backend"),
+        }
+    }
+
+    fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
+        let not_ours = || BlockError::NotOurs(record.reference.clone());
+        let instance_name = instance_of(record).ok_or_else(not_ours)?.to_string();
+        let path = self.directory.join(&instance_name);
+        let failed = |error: io::Error| self.at(&path, error);
+
+        let base = match self.open_base() {
+            Ok(base) => base,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let directory = match openat(&base, instance_name.as_str(), OPEN_DIRECTORY, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(not_ours()),
+            Err(error) => return Err(failed(error.into())),
+        };
+        match look(&directory, DISK).map_err(failed)? {
+            Found::Nothing => {}
+            Found::Disk {
+                file,
+                operation: Some(operation),
+            } if operation == record.operation => {
+                if !unlink_exactly(&directory, DISK, &file).map_err(failed)? {
+                    return Err(not_ours());
+                }
+            }
+            Found::Disk { .. } | Found::Foreign => return Err(not_ours()),
+        }
+        remove_temporary(&directory, record.operation).map_err(failed)?;
+        File::from(directory).sync_all().map_err(failed)?;
+        match unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) => base.sync_all().map_err(failed),
+            // Something else lies there: not ours to judge.
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOENT | Errno::EBUSY) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    fn capacity(&self) -> Result<(u64, u64), BlockError> {
+        let numbers = statvfs(&self.directory)
+            .map_err(|error| self.failed("ask the size of", error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(numbers.fragment_size());
+        Ok((bytes(numbers.blocks()), bytes(numbers.blocks_available())))
+    }
+}
+
+fn reference(instance: Uuid) -> String {
+    format!("{instance}/{DISK}")
+}
+
+/// The instance of a record, if this backend could have written it: exactly `<uuid>/root.qcow2`, nothing that leads elsewhere.
+fn instance_of(record: &DiskRecord) -> Option<Uuid> {
+    let (instance, _disk) = record.reference.split_once('/')?;
+    let instance = Uuid::try_parse(instance).ok()?;
+    (record.backend == BACKEND && record.reference == reference(instance)).then_some(instance)
+}
+
+/// A name that only this operation uses.
+fn temporary_name(operation: Uuid) -> String {
+    format!(".{DISK}.{operation}.partial")
+}
+
+fn look(directory: &OwnedFd, name: &str) -> io::Result<Found> {
+    let status = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(status) => status,
+        Err(Errno::ENOENT) => return Ok(Found::Nothing),
+        Err(error) => return Err(error.into()),
+    };
+    // Asked first, since opening a device can have effects.
+    if status.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok(Found::Foreign);
+    }
+    let file = match openat(directory, name, OPEN_TO_LOOK, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::ENOENT) => return Ok(Found::Nothing),
+        Err(Errno::ELOOP) => return Ok(Found::Foreign),
+        Err(error) => return Err(error.into()),
+    };
+    let operation = attribute::operation(&file)?;
+    Ok(Found::Disk { file, operation })
+}
+
+/// Removes what a crash of this very operation left. It made the name and then the provenance, so the file bears its id,
+/// or nothing at all and is empty; any other is left, and the create that follows fails with `EEXIST`.
+fn remove_temporary(directory: &OwnedFd, operation: Uuid) -> io::Result<()> {
+    let name = temporary_name(operation);
+    match look(directory, &name)? {
+        Found::Disk {
+            file,
+            operation: Some(found),
+        } if found == operation => unlink_exactly(directory, &name, &file).map(|_| ()),
+        Found::Disk {
+            file,
+            operation: None,
+        } if file.metadata()?.len() == 0 => unlink_exactly(directory, &name, &file).map(|_| ()),
+        Found::Nothing | Found::Disk { .. } | Found::Foreign => Ok(()),
+    }
+}
+
+/// Unlinks `name` if it is still the file that was judged; says whether it did.
+fn unlink_exactly(directory: &OwnedFd, name: &str, judged: &File) -> io::Result<bool> {
+    let judged = judged.metadata()?;
+    let now = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if (now.st_dev, now.st_ino) != (judged.dev(), judged.ino()) {
+        return Ok(false);
+    }
+    unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
+    Ok(true)
+}
