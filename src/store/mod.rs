@@ -5,8 +5,10 @@
 //! that is no longer true. [`conformance`] is the contract: every engine passes it.
 
 pub mod conformance;
+pub mod power_loss;
 pub mod sqlite;
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 /// The store-wide counter; it grows by one with each committed transaction and is never reused.
@@ -73,7 +75,9 @@ pub enum StoreError {
         known: u32,
     },
     /// The file exists and is not ours, or is damaged.
-    #[error("{path} is not a store of instancefs: {detail}; move it away or name another --state-dir")]
+    #[error(
+        "{path} is not a store of instancefs: {detail}; move it away or name another --state-dir"
+    )]
     Foreign {
         /// The file.
         path: String,
@@ -95,4 +99,22 @@ pub trait Store: Send + Sync {
     fn transact(&self, compares: &[Compare], changes: &[Change]) -> Result<Revision, StoreError>;
     /// Everything committed from now on under `prefix`. The channel closes with the store.
     fn watch(&self, prefix: &str) -> Receiver<Committed>;
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
+        (**self).get(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Record>, StoreError> {
+        (**self).list(prefix)
+    }
+
+    fn transact(&self, compares: &[Compare], changes: &[Change]) -> Result<Revision, StoreError> {
+        (**self).transact(compares, changes)
+    }
+
+    fn watch(&self, prefix: &str) -> Receiver<Committed> {
+        (**self).watch(prefix)
+    }
 }
