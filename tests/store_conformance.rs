@@ -177,6 +177,71 @@ fn a_damaged_store_is_refused_and_left_untouched() {
     assert_eq!(open(&path).list("k/").unwrap().len(), 500);
 }
 
+#[test]
+fn a_damaged_store_with_a_journal_beside_it_is_left_untouched() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store");
+    let changes: Vec<Change> = (0..500)
+        .map(|index| put(&format!("k/{index:03}"), &[b'x'; 200]))
+        .collect();
+    open(&path).transact(&[], &changes).unwrap();
+    let store = open(&path);
+    store
+        .transact(&[], &[put("k/000", b"in the journal")])
+        .unwrap();
+    // What a kill would leave: the database and a journal that it does not contain yet.
+    let copy = directory.path().join("copy");
+    let (wal, copied_wal) = (
+        path.with_file_name("store-wal"),
+        copy.with_file_name("copy-wal"),
+    );
+    std::fs::copy(&wal, &copied_wal).unwrap();
+    let mut damaged = std::fs::read(&path).unwrap();
+    let middle = damaged.len() / 2 / 4096 * 4096;
+    damaged[middle..middle + 4096].fill(0xa5);
+    std::fs::write(&copy, &damaged).unwrap();
+    let journal = std::fs::read(&copied_wal).unwrap();
+    assert!(!journal.is_empty());
+
+    assert!(matches!(refusal(&copy), StoreError::Foreign { .. }));
+    assert!(
+        std::fs::read(&copy).unwrap() == damaged,
+        "the journal was carried into a damaged store"
+    );
+    assert!(
+        std::fs::read(&copied_wal).unwrap() == journal,
+        "the journal was changed"
+    );
+}
+
+#[test]
+fn two_openings_of_one_file_contend_like_one() {
+    const INCREMENTS: u64 = 30;
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store");
+    open(&path).transact(&[], &[put("n", b"0")]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let store = open(&path);
+                let mut done = 0;
+                while done < INCREMENTS {
+                    let record = store.get("n").unwrap().unwrap();
+                    let count: u64 = std::str::from_utf8(&record.value).unwrap().parse().unwrap();
+                    let next = put("n", (count + 1).to_string().as_bytes());
+                    match store.transact(&[Compare::At("n".to_owned(), record.revision)], &[next]) {
+                        Ok(_) => done += 1,
+                        Err(StoreError::Conflict { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            });
+        }
+    });
+    let record = open(&path).get("n").unwrap().unwrap();
+    assert_eq!(record.value, (2 * INCREMENTS).to_string().as_bytes());
+}
+
 /// A file system of its own, unmounted with the value.
 struct Tmpfs(TempDir);
 
