@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use instancefs::hypervisor::{Event, Hypervisor, HypervisorError};
 use serde_json::json;
 
-use crate::lab::{Lab, off, running};
+use crate::lab::{Lab, joined, off, running};
 
 #[test]
 fn a_fault_fails_as_many_calls_as_it_says() {
@@ -48,7 +48,7 @@ fn a_call_that_hangs_takes_effect_when_it_is_released() {
         lab.ok(json!({ "do": "release", "call": "start" }))["released"],
         1
     );
-    assert_eq!(start.join().unwrap(), Ok(()));
+    assert_eq!(joined(start), Ok(()));
     assert_eq!(lab.power(uuid), running("booted"));
     assert_eq!(lab.next_event(), Event::Changed(uuid));
 }
@@ -60,7 +60,7 @@ fn a_late_call_takes_effect_late() {
     let asked = Instant::now();
     let start = lab.taken(move |hypervisor| hypervisor.start(uuid));
     assert_eq!(lab.power(uuid), off("unknown"));
-    assert_eq!(start.join().unwrap(), Ok(()));
+    assert_eq!(joined(start), Ok(()));
     assert!(asked.elapsed() >= Duration::from_millis(299));
     assert_eq!(lab.power(uuid), running("booted"));
 }
@@ -100,9 +100,9 @@ fn a_stopped_daemon_answers_and_tells_nothing_until_it_runs_again() {
     lab.no_event();
     assert!(!ping.is_finished() && !identity.is_finished() && !start.is_finished());
     lab.ok(json!({ "do": "release_all" }));
-    assert_eq!(ping.join().unwrap(), Ok(()));
-    assert!(identity.join().unwrap().is_ok());
-    assert_eq!(start.join().unwrap(), Ok(()));
+    assert_eq!(joined(ping), Ok(()));
+    assert!(joined(identity).is_ok());
+    assert_eq!(joined(start), Ok(()));
     assert_eq!(lab.next_event(), Event::Changed(other));
     assert_eq!(lab.next_event(), Event::Changed(uuid));
     assert_eq!(lab.power(uuid), running("booted"));
@@ -116,7 +116,7 @@ fn a_lost_connection_answers_the_waiting_and_the_call_happens_nevertheless() {
     let start = lab.taken(move |hypervisor| hypervisor.start(uuid));
     lab.ok(json!({ "do": "disconnect", "reason": "keepalive" }));
     let lost = HypervisorError::Unreachable("keepalive".to_owned());
-    assert_eq!(start.join().unwrap(), Err(lost.clone()));
+    assert_eq!(joined(start), Err(lost.clone()));
     assert_eq!(lab.hypervisor.ping(), Err(lost));
     lab.ok(json!({ "do": "release_all" }));
     assert_eq!(

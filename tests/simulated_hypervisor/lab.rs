@@ -141,3 +141,9 @@ pub fn invalid<T: std::fmt::Debug>(answer: Result<T, HypervisorError>) {
         "{answer:?}"
     );
 }
+
+/// What the call in the thread answered.
+pub fn joined<T>(thread: JoinHandle<T>) -> T {
+    wait_until("the call returns", || thread.is_finished());
+    thread.join().unwrap()
+}
