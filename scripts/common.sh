@@ -55,3 +55,5 @@ wait_until() { # SECONDS COMMAND...
         sleep 0.1
     done
 }
+
+gone() { ! kill -0 "$1" 2>/dev/null; } # PID
