@@ -5,7 +5,11 @@
 RUST_MINIMUM=1.88
 
 top=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034 # for those who source this
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/instancefs
+
+# mkfs.vfat and others, which an ordinary user's PATH lacks on Debian.
+PATH=$PATH:/usr/sbin:/sbin
 
 say() { printf '%s\n' "$*"; }
 
