@@ -23,60 +23,36 @@ impl Bed {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image");
         let disks = directory.path().join("disks");
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(&image)
-            .arg("1G")
-            .status()
-            .unwrap();
+        let made =
+            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("1G").status().unwrap();
         assert!(made.success());
         let backend = DirectoryBackend::new(disks.clone(), None);
-        Bed {
-            _directory: directory,
-            image,
-            disks,
-            backend,
-        }
+        Bed { _directory: directory, image, disks, backend }
     }
 
     fn disk(&self, instance: Uuid, operation: Uuid) -> NewDisk<'_> {
-        NewDisk {
-            instance,
-            operation,
-            image: &self.image,
-            image_format: Format::Qcow2,
-            size_bytes: 2 << 30,
-        }
+        NewDisk { instance, operation, image: &self.image, image_format: Format::Qcow2, size_bytes: 2 << 30 }
     }
 
     /// A disk of a new instance by a new operation.
     fn made(&self) -> DiskRecord {
-        self.backend
-            .create(&self.disk(Uuid::new_v4(), Uuid::new_v4()))
-            .unwrap()
+        self.backend.create(&self.disk(Uuid::new_v4(), Uuid::new_v4())).unwrap()
     }
 
     fn temporary(&self, instance: Uuid, operation: Uuid) -> PathBuf {
-        self.disks
-            .join(format!("{instance}/.root.qcow2.{operation}.partial"))
+        self.disks.join(format!("{instance}/.root.qcow2.{operation}.partial"))
     }
 }
 
 fn info(path: &Path) -> serde_json::Value {
-    let output = Command::new("qemu-img")
-        .args(["info", "--output=json", "-f", "qcow2"])
-        .arg(path)
-        .output()
-        .unwrap();
+    let output = Command::new("qemu-img").args(["info", "--output=json", "-f", "qcow2"]).arg(path).output().unwrap();
     assert!(output.status.success());
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -90,13 +66,7 @@ fn bear_operation(path: &Path, operation: Uuid) {
     let text = operation.to_string();
     // SAFETY: both strings end with NUL, the value is valid for its length.
     let result = unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            c"user.instancefs.operation".as_ptr(),
-            text.as_ptr().cast(),
-            text.len(),
-            0,
-        )
+        libc::setxattr(path.as_ptr(), c"user.instancefs.operation".as_ptr(), text.as_ptr().cast(), text.len(), 0)
     };
     assert_eq!(result, 0);
 }
@@ -109,18 +79,12 @@ fn a_new_disk_is_an_overlay_as_planned_that_qemu_can_reach_and_others_cannot_rea
     assert_eq!(bed.backend.create(&disk).unwrap(), planned);
     assert_eq!(planned.backend, bed.backend.name());
     let path = bed.backend.path(&planned);
-    assert_eq!(
-        path,
-        bed.disks.join(disk.instance.to_string()).join("root.qcow2")
-    );
+    assert_eq!(path, bed.disks.join(disk.instance.to_string()).join("root.qcow2"));
     let info = info(&path);
     assert_eq!(info["virtual-size"], 2u64 << 30);
     assert_eq!(info["full-backing-filename"], bed.image.to_str().unwrap());
     assert_eq!(info["backing-filename-format"], "qcow2");
-    assert_eq!(
-        (mode(&path), mode(path.parent().unwrap()), mode(&bed.disks)),
-        (0o600, 0o711, 0o711)
-    );
+    assert_eq!((mode(&path), mode(path.parent().unwrap()), mode(&bed.disks)), (0o600, 0o711, 0o711));
     assert_eq!(names(path.parent().unwrap()), ["root.qcow2"]);
 }
 
@@ -128,16 +92,9 @@ fn a_new_disk_is_an_overlay_as_planned_that_qemu_can_reach_and_others_cannot_rea
 fn with_a_guest_group_only_that_group_passes() {
     let bed = Bed::new();
     let backend = DirectoryBackend::new(bed.disks.clone(), Some(65534));
-    let path = backend.path(
-        &backend
-            .create(&bed.disk(Uuid::new_v4(), Uuid::new_v4()))
-            .unwrap(),
-    );
+    let path = backend.path(&backend.create(&bed.disk(Uuid::new_v4(), Uuid::new_v4())).unwrap());
     for directory in [path.parent().unwrap(), &bed.disks] {
-        assert_eq!(
-            (mode(directory), fs::metadata(directory).unwrap().gid()),
-            (0o710, 65534)
-        );
+        assert_eq!((mode(directory), fs::metadata(directory).unwrap().gid()), (0o710, 65534));
     }
     assert_eq!(mode(&path), 0o600);
 }
@@ -150,10 +107,7 @@ fn the_same_operation_creates_once() {
     let before = fs::metadata(bed.backend.path(&record)).unwrap();
     assert_eq!(bed.backend.create(&disk).unwrap(), record);
     let after = fs::metadata(bed.backend.path(&record)).unwrap();
-    assert_eq!(
-        (before.ino(), before.mtime_nsec()),
-        (after.ino(), after.mtime_nsec())
-    );
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
 }
 
 #[test]
@@ -164,14 +118,8 @@ fn another_operations_disk_is_neither_taken_nor_changed_nor_removed() {
     let content = fs::read(&path).unwrap();
     let instance = Uuid::parse_str(record.reference.split('/').next().unwrap()).unwrap();
     let other = bed.disk(instance, Uuid::new_v4());
-    assert!(matches!(
-        bed.backend.create(&other),
-        Err(BlockError::Exists(_))
-    ));
-    assert!(matches!(
-        bed.backend.remove(&bed.backend.plan(&other)),
-        Err(BlockError::NotOurs(_))
-    ));
+    assert!(matches!(bed.backend.create(&other), Err(BlockError::Exists(_))));
+    assert!(matches!(bed.backend.remove(&bed.backend.plan(&other)), Err(BlockError::NotOurs(_))));
     assert_eq!(fs::read(&path).unwrap(), content);
     assert_eq!(names(path.parent().unwrap()), ["root.qcow2"]);
 }
@@ -201,13 +149,9 @@ fn a_crash_in_the_middle_is_undone_by_the_same_operation_only() {
     fs::create_dir_all(temporary.parent().unwrap()).unwrap();
     fs::write(&temporary, b"half a disk").unwrap();
     bear_operation(&temporary, operation);
-    bed.backend
-        .remove(&bed.backend.plan(&bed.disk(instance, Uuid::new_v4())))
-        .unwrap();
+    bed.backend.remove(&bed.backend.plan(&bed.disk(instance, Uuid::new_v4()))).unwrap();
     assert!(temporary.exists());
-    bed.backend
-        .remove(&bed.backend.plan(&bed.disk(instance, operation)))
-        .unwrap();
+    bed.backend.remove(&bed.backend.plan(&bed.disk(instance, operation))).unwrap();
     assert!(!temporary.parent().unwrap().exists());
 }
 
@@ -218,13 +162,8 @@ fn a_file_that_took_the_temporary_name_is_left_alone() {
     let temporary = bed.temporary(instance, operation);
     fs::create_dir_all(temporary.parent().unwrap()).unwrap();
     fs::write(&temporary, b"somebody's").unwrap();
-    assert!(matches!(
-        bed.backend.create(&bed.disk(instance, operation)),
-        Err(BlockError::Failed(_))
-    ));
-    bed.backend
-        .remove(&bed.backend.plan(&bed.disk(instance, operation)))
-        .unwrap();
+    assert!(matches!(bed.backend.create(&bed.disk(instance, operation)), Err(BlockError::Failed(_))));
+    bed.backend.remove(&bed.backend.plan(&bed.disk(instance, operation))).unwrap();
     assert_eq!(fs::read(&temporary).unwrap(), b"somebody's");
 }
 
@@ -258,10 +197,7 @@ fn a_file_put_in_the_disks_place_is_not_removed() {
     let path = bed.backend.path(&record);
     fs::rename(&path, path.with_extension("old")).unwrap();
     fs::write(&path, b"somebody's").unwrap();
-    assert!(matches!(
-        bed.backend.remove(&record),
-        Err(BlockError::NotOurs(_))
-    ));
+    assert!(matches!(bed.backend.remove(&record), Err(BlockError::NotOurs(_))));
     assert_eq!(fs::read(&path).unwrap(), b"somebody's");
     assert!(path.with_extension("old").exists());
 }
@@ -276,30 +212,17 @@ fn symlinks_are_never_followed() {
     fs::remove_file(&path).unwrap();
     bear_operation(&target, record.operation);
     symlink(&target, &path).unwrap();
-    assert!(matches!(
-        bed.backend.remove(&record),
-        Err(BlockError::NotOurs(_))
-    ));
+    assert!(matches!(bed.backend.remove(&record), Err(BlockError::NotOurs(_))));
     let instance = Uuid::parse_str(record.reference.split('/').next().unwrap()).unwrap();
-    assert!(matches!(
-        bed.backend.create(&bed.disk(instance, record.operation)),
-        Err(BlockError::Exists(_))
-    ));
+    assert!(matches!(bed.backend.create(&bed.disk(instance, record.operation)), Err(BlockError::Exists(_))));
     assert!(target.is_file() && path.is_symlink());
 
     // In the place of the instance's directory.
     fs::remove_file(&path).unwrap();
     fs::remove_dir(path.parent().unwrap()).unwrap();
     symlink(target.parent().unwrap(), path.parent().unwrap()).unwrap();
-    assert!(matches!(
-        bed.backend.remove(&record),
-        Err(BlockError::NotOurs(_))
-    ));
-    assert!(
-        bed.backend
-            .create(&bed.disk(instance, record.operation))
-            .is_err()
-    );
+    assert!(matches!(bed.backend.remove(&record), Err(BlockError::NotOurs(_))));
+    assert!(bed.backend.create(&bed.disk(instance, record.operation)).is_err());
     assert!(target.is_file() && path.parent().unwrap().is_symlink());
 }
 
@@ -310,62 +233,28 @@ fn a_record_that_leads_elsewhere_is_not_ours() {
     let outside = bed.image.with_file_name("root.qcow2");
     fs::write(&outside, b"somebody's").unwrap();
     bear_operation(&outside, record.operation);
-    let upper = record
-        .reference
-        .to_uppercase()
-        .replace("ROOT.QCOW2", "root.qcow2");
-    let elsewhere = [
-        "../root.qcow2",
-        "/etc/passwd",
-        "",
-        "root.qcow2",
-        "./x/root.qcow2",
-        outside.to_str().unwrap(),
-        &upper,
-    ]
-    .map(str::to_owned)
-    .into_iter()
-    .chain([
-        format!("{}/../root.qcow2", record.reference),
-        format!("../disks/{}", record.reference),
-    ]);
+    let upper = record.reference.to_uppercase().replace("ROOT.QCOW2", "root.qcow2");
+    let elsewhere =
+        ["../root.qcow2", "/etc/passwd", "", "root.qcow2", "./x/root.qcow2", outside.to_str().unwrap(), &upper]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("{}/../root.qcow2", record.reference), format!("../disks/{}", record.reference)]);
     for reference in elsewhere {
-        let forged = DiskRecord {
-            reference,
-            ..record.clone()
-        };
-        assert!(
-            matches!(bed.backend.remove(&forged), Err(BlockError::NotOurs(_))),
-            "{forged:?}"
-        );
+        let forged = DiskRecord { reference, ..record.clone() };
+        assert!(matches!(bed.backend.remove(&forged), Err(BlockError::NotOurs(_))), "{forged:?}");
         let path = bed.backend.path(&forged);
-        assert!(
-            path.parent() == Some(&bed.disks) && !path.exists(),
-            "{forged:?}"
-        );
+        assert!(path.parent() == Some(&bed.disks) && !path.exists(), "{forged:?}");
     }
-    let other_backend = DiskRecord {
-        backend: "lvm".to_owned(),
-        ..record.clone()
-    };
-    assert!(matches!(
-        bed.backend.remove(&other_backend),
-        Err(BlockError::NotOurs(_))
-    ));
+    let other_backend = DiskRecord { backend: "lvm".to_owned(), ..record.clone() };
+    assert!(matches!(bed.backend.remove(&other_backend), Err(BlockError::NotOurs(_))));
     assert!(outside.is_file() && bed.backend.path(&record).is_file());
 }
 
 #[test]
 fn a_missing_image_leaves_nothing_behind() {
     let bed = Bed::new();
-    let disk = NewDisk {
-        image: Path::new("/nonexistent/image"),
-        ..bed.disk(Uuid::new_v4(), Uuid::new_v4())
-    };
-    assert!(matches!(
-        bed.backend.create(&disk),
-        Err(BlockError::Failed(_))
-    ));
+    let disk = NewDisk { image: Path::new("/nonexistent/image"), ..bed.disk(Uuid::new_v4(), Uuid::new_v4()) };
+    assert!(matches!(bed.backend.create(&disk), Err(BlockError::Failed(_))));
     assert!(names(&bed.disks).is_empty());
 }
 
@@ -375,14 +264,7 @@ struct Tiny(PathBuf);
 impl Tiny {
     fn mount(at: &Path) -> Tiny {
         fs::create_dir(at).unwrap();
-        mount(
-            Some("tmpfs"),
-            at,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some("size=128k,mode=0711"),
-        )
-        .unwrap();
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("size=128k,mode=0711")).unwrap();
         Tiny(at.to_owned())
     }
 }
@@ -399,19 +281,9 @@ fn a_full_disk_is_said_leaves_nothing_behind_and_works_after_space_is_made() {
     let tiny = Tiny::mount(&bed.disks);
     assert_eq!(bed.backend.capacity().unwrap(), (128 << 10, 128 << 10));
     let disk = bed.disk(Uuid::new_v4(), Uuid::new_v4());
-    assert!(matches!(
-        bed.backend.create(&disk),
-        Err(BlockError::NoSpace(_))
-    ));
+    assert!(matches!(bed.backend.create(&disk), Err(BlockError::NoSpace(_))));
     assert!(names(&bed.disks).is_empty());
-    mount(
-        None::<&str>,
-        &tiny.0,
-        None::<&str>,
-        MsFlags::MS_REMOUNT,
-        Some("size=8m"),
-    )
-    .unwrap();
+    mount(None::<&str>, &tiny.0, None::<&str>, MsFlags::MS_REMOUNT, Some("size=8m")).unwrap();
     bed.backend.create(&disk).unwrap();
     let (total, free) = bed.backend.capacity().unwrap();
     assert!(total == 8 << 20 && free < total);

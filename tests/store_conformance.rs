@@ -43,11 +43,7 @@ fn a_store_that_never_loses_power_keeps_the_contract() {
     let serial = std::cell::Cell::new(0);
     conformance::check(|| {
         serial.set(serial.get() + 1);
-        Box::new(PowerLoss::new(
-            open(&directory.path().join(serial.get().to_string())),
-            0,
-            Moment::Before,
-        ))
+        Box::new(PowerLoss::new(open(&directory.path().join(serial.get().to_string())), 0, Moment::Before))
     });
 }
 
@@ -57,12 +53,8 @@ fn a_reopened_store_has_everything_and_goes_on_counting() {
     let path = directory.path().join("store");
     let (records, revision) = {
         let store = open(&path);
-        store
-            .transact(&[], &[put("a", b"1"), put("b", b"\xff")])
-            .unwrap();
-        let revision = store
-            .transact(&[], &[put("gone", b""), Change::Delete("gone".to_owned())])
-            .unwrap();
+        store.transact(&[], &[put("a", b"1"), put("b", b"\xff")]).unwrap();
+        let revision = store.transact(&[], &[put("gone", b""), Change::Delete("gone".to_owned())]).unwrap();
         (store.list("").unwrap(), revision)
     };
     let store = open(&path);
@@ -76,12 +68,7 @@ fn a_new_store_is_readable_by_its_owner_only_and_leaves_nothing_beside_it() {
     let path = directory.path().join("store");
     drop(open(&path));
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let names: Vec<_> = directory
-        .path()
-        .read_dir()
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let names: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["store"]);
 }
 
@@ -90,15 +77,9 @@ fn a_newer_schema_is_refused() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("store");
     drop(open(&path));
-    rusqlite::Connection::open(&path)
-        .unwrap()
-        .pragma_update(None, "user_version", 7)
-        .unwrap();
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = std::fs::read(&path).unwrap();
-    assert!(matches!(
-        refusal(&path),
-        StoreError::TooNew { found: 7, known: 1 }
-    ));
+    assert!(matches!(refusal(&path), StoreError::TooNew { found: 7, known: 1 }));
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -107,12 +88,8 @@ fn a_foreign_file_is_refused_and_left_untouched() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("somebody.db");
     let theirs = rusqlite::Connection::open(&database).unwrap();
-    theirs
-        .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
-        .unwrap();
-    theirs
-        .execute_batch("CREATE TABLE t (x); PRAGMA wal_checkpoint; INSERT INTO t VALUES (1);")
-        .unwrap();
+    theirs.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    theirs.execute_batch("CREATE TABLE t (x); PRAGMA wal_checkpoint; INSERT INTO t VALUES (1);").unwrap();
 
     let disk = directory.path().join("disk.img");
     std::fs::write(&disk, vec![7_u8; 8192]).unwrap();
@@ -120,34 +97,16 @@ fn a_foreign_file_is_refused_and_left_untouched() {
     std::fs::write(&empty, b"").unwrap();
 
     let snapshot = || -> Vec<_> {
-        let mut files: Vec<_> = directory
-            .path()
-            .read_dir()
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let mut files: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        files
-            .into_iter()
-            .map(|path| (std::fs::read(&path).unwrap(), path))
-            .collect()
+        files.into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect()
     };
     let before = snapshot();
     for path in [&database, &disk, &empty] {
-        assert!(
-            matches!(refusal(path), StoreError::Foreign { .. }),
-            "{}",
-            path.display()
-        );
+        assert!(matches!(refusal(path), StoreError::Foreign { .. }), "{}", path.display());
     }
-    assert!(
-        snapshot() == before,
-        "a refused file was changed, or something was left beside it"
-    );
-    assert!(matches!(
-        refusal(directory.path()),
-        StoreError::Foreign { .. }
-    ));
+    assert!(snapshot() == before, "a refused file was changed, or something was left beside it");
+    assert!(matches!(refusal(directory.path()), StoreError::Foreign { .. }));
     drop(theirs);
 }
 
@@ -157,9 +116,7 @@ fn a_damaged_store_is_refused_and_left_untouched() {
     let path = directory.path().join("store");
     {
         let store = open(&path);
-        let changes: Vec<Change> = (0..500)
-            .map(|index| put(&format!("k/{index}"), &[b'x'; 200]))
-            .collect();
+        let changes: Vec<Change> = (0..500).map(|index| put(&format!("k/{index}"), &[b'x'; 200])).collect();
         store.transact(&[], &changes).unwrap();
     }
     let sound = std::fs::read(&path).unwrap();
@@ -168,10 +125,7 @@ fn a_damaged_store_is_refused_and_left_untouched() {
     for damaged in [&sound[..sound.len() / 2], &sound[..200], &overwritten] {
         std::fs::write(&path, damaged).unwrap();
         assert!(matches!(refusal(&path), StoreError::Foreign { .. }));
-        assert!(
-            std::fs::read(&path).unwrap() == damaged,
-            "a damaged store was changed"
-        );
+        assert!(std::fs::read(&path).unwrap() == damaged, "a damaged store was changed");
     }
     std::fs::write(&path, &sound).unwrap();
     assert_eq!(open(&path).list("k/").unwrap().len(), 500);
@@ -181,20 +135,13 @@ fn a_damaged_store_is_refused_and_left_untouched() {
 fn a_damaged_store_with_a_journal_beside_it_is_left_untouched() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("store");
-    let changes: Vec<Change> = (0..500)
-        .map(|index| put(&format!("k/{index:03}"), &[b'x'; 200]))
-        .collect();
+    let changes: Vec<Change> = (0..500).map(|index| put(&format!("k/{index:03}"), &[b'x'; 200])).collect();
     open(&path).transact(&[], &changes).unwrap();
     let store = open(&path);
-    store
-        .transact(&[], &[put("k/000", b"in the journal")])
-        .unwrap();
+    store.transact(&[], &[put("k/000", b"in the journal")]).unwrap();
     // What a kill would leave: the database and a journal that it does not contain yet.
     let copy = directory.path().join("copy");
-    let (wal, copied_wal) = (
-        path.with_file_name("store-wal"),
-        copy.with_file_name("copy-wal"),
-    );
+    let (wal, copied_wal) = (path.with_file_name("store-wal"), copy.with_file_name("copy-wal"));
     std::fs::copy(&wal, &copied_wal).unwrap();
     let mut damaged = std::fs::read(&path).unwrap();
     let middle = damaged.len() / 2 / 4096 * 4096;
@@ -204,14 +151,8 @@ fn a_damaged_store_with_a_journal_beside_it_is_left_untouched() {
     assert!(!journal.is_empty());
 
     assert!(matches!(refusal(&copy), StoreError::Foreign { .. }));
-    assert!(
-        std::fs::read(&copy).unwrap() == damaged,
-        "the journal was carried into a damaged store"
-    );
-    assert!(
-        std::fs::read(&copied_wal).unwrap() == journal,
-        "the journal was changed"
-    );
+    assert!(std::fs::read(&copy).unwrap() == damaged, "the journal was carried into a damaged store");
+    assert!(std::fs::read(&copied_wal).unwrap() == journal, "the journal was changed");
 }
 
 #[test]
@@ -248,14 +189,8 @@ struct Tmpfs(TempDir);
 impl Tmpfs {
     fn new(options: &str) -> Tmpfs {
         let directory = TempDir::new().unwrap();
-        mount(
-            Some("tmpfs"),
-            directory.path(),
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some(options),
-        )
-        .expect("a tmpfs is mounted (these tests run as root)");
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options))
+            .expect("a tmpfs is mounted (these tests run as root)");
         Tmpfs(directory)
     }
 }
@@ -277,10 +212,7 @@ fn a_full_disk_refuses_the_whole_transaction_and_keeps_what_was_acknowledged() {
     let mut acknowledged = Vec::new();
     let refused = loop {
         let key = format!("k/{:04}", acknowledged.len());
-        let changes = [
-            put(&key, &[b'x'; 40_000]),
-            put(&format!("{key}/second"), b"y"),
-        ];
+        let changes = [put(&key, &[b'x'; 40_000]), put(&format!("{key}/second"), b"y")];
         match store.transact(&[Compare::Absent(key.clone())], &changes) {
             Ok(revision) => acknowledged.push((key, revision)),
             Err(error) => break error,
@@ -289,35 +221,16 @@ fn a_full_disk_refuses_the_whole_transaction_and_keeps_what_was_acknowledged() {
     };
     assert!(matches!(refused, StoreError::Full), "{refused:?}");
     assert!(acknowledged.len() > 3);
-    assert_eq!(
-        store.list("").unwrap().len(),
-        2 * acknowledged.len(),
-        "half a transaction is visible"
-    );
-    assert_eq!(
-        watch
-            .try_iter()
-            .map(|Committed { revision, .. }| revision)
-            .max(),
-        Some(acknowledged.last().unwrap().1)
-    );
+    assert_eq!(store.list("").unwrap().len(), 2 * acknowledged.len(), "half a transaction is visible");
+    assert_eq!(watch.try_iter().map(|Committed { revision, .. }| revision).max(), Some(acknowledged.last().unwrap().1));
 
     std::fs::remove_file(&ballast).unwrap();
-    let revision = store
-        .transact(&[], &[put("after", b"")])
-        .expect("a store goes on when there is room again");
+    let revision = store.transact(&[], &[put("after", b"")]).expect("a store goes on when there is room again");
     assert_eq!(revision, acknowledged.last().unwrap().1 + 1);
     drop(store);
     let store = open(&path);
     for (key, revision) in &acknowledged {
-        assert_eq!(
-            store
-                .get(key)
-                .unwrap()
-                .expect("an acknowledged record is kept")
-                .revision,
-            *revision
-        );
+        assert_eq!(store.get(key).unwrap().expect("an acknowledged record is kept").revision, *revision);
     }
     assert_eq!(store.list("").unwrap().len(), 2 * acknowledged.len() + 1);
 }
@@ -326,10 +239,7 @@ fn a_full_disk_refuses_the_whole_transaction_and_keeps_what_was_acknowledged() {
 fn a_disk_too_full_for_a_new_store_leaves_none() {
     let tmpfs = Tmpfs::new("size=64k");
     std::fs::write(tmpfs.0.path().join("ballast"), vec![0_u8; 60 << 10]).unwrap();
-    assert!(matches!(
-        refusal(&tmpfs.0.path().join("store")),
-        StoreError::Full
-    ));
+    assert!(matches!(refusal(&tmpfs.0.path().join("store")), StoreError::Full));
     assert_eq!(tmpfs.0.path().read_dir().unwrap().count(), 1);
 }
 
@@ -342,9 +252,7 @@ fn writer_to_be_killed() {
     let store = open(Path::new(&path));
     for index in 0_u64.. {
         let key = format!("k/{index:08}");
-        store
-            .transact(&[], &[put(&key, b"{}"), put("last", key.as_bytes())])
-            .unwrap();
+        store.transact(&[], &[put(&key, b"{}"), put("last", key.as_bytes())]).unwrap();
         eprintln!("{key}");
     }
 }
@@ -371,18 +279,11 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
 
         let store = open(&path);
         for key in &acknowledged {
-            assert!(
-                store.get(key).unwrap().is_some(),
-                "{key} was acknowledged and is gone"
-            );
+            assert!(store.get(key).unwrap().is_some(), "{key} was acknowledged and is gone");
         }
         let records = store.list("k/").unwrap();
         let last = store.get("last").unwrap().unwrap();
-        assert_eq!(
-            last.revision,
-            records.iter().map(|record| record.revision).max().unwrap(),
-            "half a commit"
-        );
+        assert_eq!(last.revision, records.iter().map(|record| record.revision).max().unwrap(), "half a commit");
         assert!(records.len() >= kept, "an earlier life's records are gone");
         kept = records.len();
     }
@@ -392,9 +293,7 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
 fn ten_thousand_records_are_written_in_a_second_and_listed_faster() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory.path().join("store"));
-    let changes: Vec<Change> = (0..10_000)
-        .map(|index| put(&format!("instances/{index:08}"), &[b'x'; 500]))
-        .collect();
+    let changes: Vec<Change> = (0..10_000).map(|index| put(&format!("instances/{index:08}"), &[b'x'; 500])).collect();
     let started = Instant::now();
     store.transact(&[], &changes).unwrap();
     let written = started.elapsed();
@@ -403,10 +302,7 @@ fn ten_thousand_records_are_written_in_a_second_and_listed_faster() {
     let listed = started.elapsed();
     println!("10000 puts {written:?}, list {listed:?}");
     assert!(written.as_secs_f64() < 1.0, "10000 puts took {written:?}");
-    assert!(
-        listed.as_secs_f64() < 0.5,
-        "a list of 10000 took {listed:?}"
-    );
+    assert!(listed.as_secs_f64() < 0.5, "a list of 10000 took {listed:?}");
 }
 
 #[test]
@@ -417,15 +313,9 @@ fn power_goes_at_the_chosen_commit_and_stays_gone() {
         let store = PowerLoss::new(open(&path), 2, moment);
         store.transact(&[], &[put("1", b"")]).unwrap();
         assert!(!store.lost());
-        assert!(matches!(
-            store.transact(&[], &[put("2", b"")]),
-            Err(StoreError::Failed(_))
-        ));
+        assert!(matches!(store.transact(&[], &[put("2", b"")]), Err(StoreError::Failed(_))));
         assert!(store.lost());
-        assert!(matches!(
-            store.transact(&[], &[put("3", b"")]),
-            Err(StoreError::Failed(_))
-        ));
+        assert!(matches!(store.transact(&[], &[put("3", b"")]), Err(StoreError::Failed(_))));
         assert!(store.get("1").is_err() && store.list("").is_err());
         assert!(store.watch("").recv().is_err());
         assert_eq!(store.transactions(), 2);

@@ -33,14 +33,9 @@ const DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP).union(Mode::S_IX
 /// With a guest group: nobody else passes at all.
 const GROUP_DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP);
 
-const OPEN_DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_CLOEXEC);
-const OPEN_TO_LOOK: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_CLOEXEC);
+const OPEN_DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+const OPEN_TO_LOOK: OFlag = OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
 /// The backend `directory`.
 pub struct DirectoryBackend {
@@ -67,10 +62,7 @@ impl DirectoryBackend {
     pub fn new(directory: PathBuf, guest_group: Option<u32>) -> DirectoryBackend {
         // Fails for an empty path only, which then fails again where it is used.
         let directory = std::path::absolute(&directory).unwrap_or(directory);
-        DirectoryBackend {
-            directory,
-            guest_group,
-        }
+        DirectoryBackend { directory, guest_group }
     }
 
     /// Makes a directory if there is none; one that is there keeps its mode.
@@ -94,20 +86,14 @@ impl DirectoryBackend {
 
     /// The base directory; the administrator may have made it a symlink.
     fn open_base(&self) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(&self.directory)
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&self.directory)
     }
 
     fn make_base(&self) -> Result<File, BlockError> {
-        let made = self
-            .make_directory(nix::fcntl::AT_FDCWD, &self.directory)
-            .map_err(|e| self.failed("make", e.into()))?;
+        let made =
+            self.make_directory(nix::fcntl::AT_FDCWD, &self.directory).map_err(|e| self.failed("make", e.into()))?;
         if made && let Some(parent) = self.directory.parent() {
-            File::open(parent)
-                .and_then(|parent| parent.sync_all())
-                .map_err(|error| self.failed("sync", error))?;
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| self.failed("sync", error))?;
         }
         self.open_base().map_err(|error| self.failed("open", error))
     }
@@ -115,10 +101,7 @@ impl DirectoryBackend {
     /// Makes the disk within the instance's open directory; the disk is not there yet.
     fn create_in(&self, directory: &OwnedFd, disk: &NewDisk<'_>) -> Result<(), BlockError> {
         let temporary = temporary_name(disk.operation);
-        let path = self
-            .directory
-            .join(disk.instance.to_string())
-            .join(&temporary);
+        let path = self.directory.join(disk.instance.to_string()).join(&temporary);
         remove_temporary(directory, disk.operation).map_err(|error| self.at(&path, error))?;
         let result = self.fill(directory, disk, &temporary, &path);
         if result.is_err() {
@@ -128,18 +111,11 @@ impl DirectoryBackend {
         result
     }
 
-    fn fill(
-        &self,
-        directory: &OwnedFd,
-        disk: &NewDisk<'_>,
-        temporary: &str,
-        path: &Path,
-    ) -> Result<(), BlockError> {
+    fn fill(&self, directory: &OwnedFd, disk: &NewDisk<'_>, temporary: &str, path: &Path) -> Result<(), BlockError> {
         let failed = |error: io::Error| self.at(path, error);
-        let make =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(directory, temporary, make, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(|error| failed(error.into()))?;
+        let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file =
+            openat(directory, temporary, make, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|error| failed(error.into()))?;
         let file = File::from(file);
         attribute::set_operation(&file, disk.operation).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => BlockError::Failed(format!(
@@ -151,14 +127,7 @@ impl DirectoryBackend {
         qemu_img::create_overlay(path, disk.image, disk.image_format, disk.size_bytes)
             .map_err(|words| self.said(words))?;
         file.sync_all().map_err(failed)?;
-        renameat2(
-            directory,
-            temporary,
-            directory,
-            DISK,
-            RenameFlags::RENAME_NOREPLACE,
-        )
-        .map_err(|error| match error {
+        renameat2(directory, temporary, directory, DISK, RenameFlags::RENAME_NOREPLACE).map_err(|error| match error {
             Errno::EEXIST => BlockError::Exists(reference(disk.instance)),
             other => failed(other.into()),
         })
@@ -166,34 +135,21 @@ impl DirectoryBackend {
 
     /// An error of qemu-img, whose only words for a full disk are those of the C library.
     fn said(&self, words: String) -> BlockError {
-        let full = [Errno::ENOSPC, Errno::EDQUOT]
-            .iter()
-            .any(|error| words.contains(error.desc()));
+        let full = [Errno::ENOSPC, Errno::EDQUOT].iter().any(|error| words.contains(error.desc()));
         let full = full || words.contains("Disk quota exceeded");
-        if full {
-            BlockError::NoSpace(self.directory.display().to_string())
-        } else {
-            BlockError::Failed(words)
-        }
+        if full { BlockError::NoSpace(self.directory.display().to_string()) } else { BlockError::Failed(words) }
     }
 
     fn failed(&self, verb: &str, error: io::Error) -> BlockError {
         match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                BlockError::NoSpace(self.directory.display().to_string())
-            }
-            Some(_) | None => BlockError::Failed(format!(
-                "cannot {verb} {}: {error}",
-                self.directory.display()
-            )),
+            Some(libc::ENOSPC | libc::EDQUOT) => BlockError::NoSpace(self.directory.display().to_string()),
+            Some(_) | None => BlockError::Failed(format!("cannot {verb} {}: {error}", self.directory.display())),
         }
     }
 
     fn at(&self, path: &Path, error: io::Error) -> BlockError {
         match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                BlockError::NoSpace(self.directory.display().to_string())
-            }
+            Some(libc::ENOSPC | libc::EDQUOT) => BlockError::NoSpace(self.directory.display().to_string()),
             Some(_) | None => BlockError::Failed(format!("{}: {error}", path.display())),
         }
     }
@@ -205,11 +161,7 @@ impl BlockBackend for DirectoryBackend {
     }
 
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
-        DiskRecord {
-            backend: BACKEND.to_owned(),
-            reference: reference(disk.instance),
-            operation: disk.operation,
-        }
+        DiskRecord { backend: BACKEND.to_owned(), reference: reference(disk.instance), operation: disk.operation }
     }
 
     fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError> {
@@ -219,9 +171,7 @@ impl BlockBackend for DirectoryBackend {
         let failed = |error: io::Error| self.at(&path, error);
 
         let base = self.make_base()?;
-        let made = self
-            .make_directory(&base, Path::new(&instance_name))
-            .map_err(|error| failed(error.into()))?;
+        let made = self.make_directory(&base, Path::new(&instance_name)).map_err(|error| failed(error.into()))?;
         let directory = openat(&base, instance_name.as_str(), OPEN_DIRECTORY, Mode::empty())
             .map_err(|error| failed(error.into()))?;
         match look(&directory, DISK).map_err(failed)? {
@@ -229,24 +179,17 @@ impl BlockBackend for DirectoryBackend {
                 let result = self.create_in(&directory, disk);
                 if result.is_err() && made {
                     // This call made it, and rmdir takes only an empty one.
-                    let _not_empty =
-                        unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir);
+                    let _not_empty = unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir);
                 }
                 result?;
             }
-            Found::Disk {
-                operation: Some(operation),
-                ..
-            } if operation == disk.operation => {}
+            Found::Disk { operation: Some(operation), .. } if operation == disk.operation => {}
             Found::Disk { .. } | Found::Foreign => {
                 return Err(BlockError::Exists(record.reference));
             }
         }
         // Also when it was there: the crash may have come between the rename and this.
-        File::from(directory)
-            .sync_all()
-            .and_then(|()| base.sync_all())
-            .map_err(failed)?;
+        File::from(directory).sync_all().and_then(|()| base.sync_all()).map_err(failed)?;
         Ok(record)
     }
 
@@ -277,10 +220,7 @@ impl BlockBackend for DirectoryBackend {
         };
         match look(&directory, DISK).map_err(failed)? {
             Found::Nothing => {}
-            Found::Disk {
-                file,
-                operation: Some(operation),
-            } if operation == record.operation => {
+            Found::Disk { file, operation: Some(operation) } if operation == record.operation => {
                 if !unlink_exactly(&directory, DISK, &file).map_err(failed)? {
                     return Err(not_ours());
                 }
@@ -298,8 +238,7 @@ impl BlockBackend for DirectoryBackend {
     }
 
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        let numbers = statvfs(&self.directory)
-            .map_err(|error| self.failed("ask the size of", error.into()))?;
+        let numbers = statvfs(&self.directory).map_err(|error| self.failed("ask the size of", error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(numbers.fragment_size());
         Ok((bytes(numbers.blocks()), bytes(numbers.blocks_available())))
     }
@@ -346,14 +285,12 @@ fn look(directory: &OwnedFd, name: &str) -> io::Result<Found> {
 fn remove_temporary(directory: &OwnedFd, operation: Uuid) -> io::Result<()> {
     let name = temporary_name(operation);
     match look(directory, &name)? {
-        Found::Disk {
-            file,
-            operation: Some(found),
-        } if found == operation => unlink_exactly(directory, &name, &file).map(|_| ()),
-        Found::Disk {
-            file,
-            operation: None,
-        } if file.metadata()?.len() == 0 => unlink_exactly(directory, &name, &file).map(|_| ()),
+        Found::Disk { file, operation: Some(found) } if found == operation => {
+            unlink_exactly(directory, &name, &file).map(|_| ())
+        }
+        Found::Disk { file, operation: None } if file.metadata()?.len() == 0 => {
+            unlink_exactly(directory, &name, &file).map(|_| ())
+        }
         Found::Nothing | Found::Disk { .. } | Found::Foreign => Ok(()),
     }
 }

@@ -30,9 +30,7 @@ pub enum BlockError {
     #[error("no space left on {0}; free some and try again")]
     NoSpace(String),
     /// The disk exists and another operation made it.
-    #[error(
-        "the disk {0} exists already and was not made by this operation; look at it before you move it away"
-    )]
+    #[error("the disk {0} exists already and was not made by this operation; look at it before you move it away")]
     Exists(String),
     /// The record does not match what lies there: left alone.
     #[error("the disk {0} was not made by the operation that its record names; left as it is")]

@@ -1,7 +1,9 @@
 //! Domain XML: what we write for a new guest, and what we read out of any definition.
 
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
+use roxmltree::{Document, Node};
 use uuid::Uuid;
 
 use super::Accelerator;
@@ -9,6 +11,9 @@ pub use crate::model::domain::{DefinedDisk, Definition};
 
 /// The namespace of our element in a domain's `<metadata>`.
 pub const METADATA_NAMESPACE: &str = "https://instancefs.org/xmlns/instance/1";
+
+/// The longest document that we read, in bytes. libvirt's own limit for a definition is the same.
+const DOCUMENT_MAX: usize = 4 * 1024 * 1024;
 
 /// What the connection demands of a definition that we write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +24,9 @@ pub struct Profile {
     pub architecture: String,
     /// `pc`, `q35`.
     pub machine: String,
+    /// Where the guest agent's sockets lie, absolute; `None` leaves that to libvirt. The embedded driver's own place for
+    /// them makes paths that are too long for a socket.
+    pub agent_sockets: Option<PathBuf>,
 }
 
 /// A new guest.
@@ -40,6 +48,367 @@ pub struct NewDomain {
     pub console_log: PathBuf,
     /// What it runs on.
     pub accelerator: Accelerator,
-    /// Our metadata element, complete, or empty.
+    /// Our metadata element, complete and well-formed, or empty.
     pub metadata: String,
+}
+
+impl NewDomain {
+    /// The domain's XML: a BIOS guest that boots from one virtio disk, with a logged serial console, a channel for the
+    /// guest agent, and neither graphics nor network.
+    ///
+    /// Paths have to be UTF-8 (libvirt knows no others); characters that XML cannot hold are left out.
+    pub fn to_xml(&self, profile: &Profile) -> String {
+        let (kind, cpu) = match self.accelerator {
+            Accelerator::Kvm => ("kvm", "  <cpu mode='host-model' check='partial'/>\n"),
+            Accelerator::Tcg => ("qemu", ""),
+        };
+        let path = |path: &Path| escape(&path.to_string_lossy());
+        let optional = |text: &str, name: &str, content: String| {
+            if text.is_empty() { String::new() } else { format!("  <{name}>{content}</{name}>\n") }
+        };
+        let agent = profile.agent_sockets.as_ref().map_or_else(String::new, |directory| {
+            let socket = directory.join(self.uuid.to_string());
+            format!("\n      <source mode='bind' path='{}'/>", path(&socket))
+        });
+        format!(
+            "<domain type='{kind}'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+{description}{metadata}  <memory unit='KiB'>{memory}</memory>
+  <vcpu>{vcpus}</vcpu>
+  <os>
+    <type arch='{architecture}' machine='{machine}'>hvm</type>
+    <boot dev='hd'/>
+  </os>
+  <features><acpi/></features>
+{cpu}  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' discard='unmap'/>
+      <source file='{root_disk}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='pty'>
+      <log file='{console_log}' append='on'/>
+      <target port='0'/>
+    </serial>
+    <console type='pty'>
+      <target type='serial' port='0'/>
+    </console>
+    <channel type='unix'>{agent}
+      <target type='virtio' name='org.qemu.guest_agent.0'/>
+    </channel>
+    <controller type='usb' model='none'/>
+    <memballoon model='virtio'/>
+  </devices>
+</domain>
+",
+            name = escape(&self.name),
+            uuid = self.uuid,
+            description = optional(&self.description, "description", escape(&self.description)),
+            metadata = optional(&self.metadata, "metadata", self.metadata.clone()),
+            memory = self.memory_bytes.div_ceil(1024),
+            vcpus = self.vcpus,
+            architecture = escape(&profile.architecture),
+            machine = escape(&profile.machine),
+            emulator = path(&profile.emulator),
+            root_disk = path(&self.root_disk),
+            console_log = path(&self.console_log),
+        )
+    }
+}
+
+impl Definition {
+    /// Reads a domain's XML. What is missing or makes no sense is `None`; unknown elements are skipped.
+    ///
+    /// # Errors
+    ///
+    /// One sentence, if it is longer than 4 MiB, no XML, or no domain.
+    pub fn parse(xml: &str) -> Result<Definition, String> {
+        let document = document(xml)?;
+        let domain = root(&document, "domain")?;
+        let devices = child(domain, "devices");
+        Ok(Definition {
+            vcpus: text_of(domain, "vcpu").and_then(|text| text.parse().ok()),
+            memory_bytes: child(domain, "memory").and_then(bytes),
+            description: child(domain, "description").and_then(|node| node.text()).map(str::to_owned),
+            disks: devices.map(disks).unwrap_or_default(),
+            console_log: devices.and_then(console_log),
+        })
+    }
+}
+
+fn disks(devices: Node) -> Vec<DefinedDisk> {
+    elements(devices, "disk")
+        .filter(|disk| matches!(disk.attribute("device"), None | Some("disk")))
+        .filter_map(|disk| {
+            let source = child(disk, "source");
+            Some(DefinedDisk {
+                device: child(disk, "target")?.attribute("dev")?.to_owned(),
+                path: source.and_then(|source| source.attribute("file").or(source.attribute("dev"))).map(PathBuf::from),
+                format: child(disk, "driver").and_then(|driver| driver.attribute("type")).map(str::to_owned),
+            })
+        })
+        .collect()
+}
+
+/// The log of the first serial or console device that has one, or the file that such a device is.
+fn console_log(devices: Node) -> Option<PathBuf> {
+    elements(devices, "serial")
+        .chain(elements(devices, "console"))
+        .find_map(|device| {
+            child(device, "log").and_then(|log| log.attribute("file")).or_else(|| {
+                (device.attribute("type") == Some("file")).then(|| child(device, "source")?.attribute("path")).flatten()
+            })
+        })
+        .map(PathBuf::from)
+}
+
+/// A size with libvirt's units; without one it is KiB.
+fn bytes(node: Node) -> Option<u64> {
+    let number: u64 = node.text()?.trim().parse().ok()?;
+    let unit: u64 = match node.attribute("unit") {
+        Some("b" | "bytes") => 1,
+        Some("KB") => 1000,
+        None | Some("k" | "KiB") => 1 << 10,
+        Some("MB") => 1_000_000,
+        Some("M" | "MiB") => 1 << 20,
+        Some("GB") => 1_000_000_000,
+        Some("G" | "GiB") => 1 << 30,
+        Some("TB") => 1_000_000_000_000,
+        Some("T" | "TiB") => 1 << 40,
+        Some(_) => return None,
+    };
+    number.checked_mul(unit)
+}
+
+/// The text with everything escaped that has a meaning in XML, fit for content and for attributes in either quotes.
+/// Characters that XML cannot hold at all are left out.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&apos;"),
+            // As plain characters a parser turns these into spaces in attributes, and a return into a newline.
+            '\t' | '\n' | '\r' => {
+                let _ = write!(escaped, "&#{};", u32::from(character));
+            }
+            '\0'..' ' | '\u{fffe}' | '\u{ffff}' => {}
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+/// The name and UUID in a domain's XML.
+pub(super) fn identity_of(xml: &str) -> Option<(String, Option<Uuid>)> {
+    let document = document(xml).ok()?;
+    let domain = root(&document, "domain").ok()?;
+    let name = child(domain, "name")?.text()?.to_owned();
+    let uuid = text_of(domain, "uuid").and_then(|text| text.parse().ok());
+    Some((name, uuid))
+}
+
+/// The definition has state outside of its disks: NVRAM, or an emulated TPM.
+pub(super) fn has_firmware_state(xml: &str) -> bool {
+    // What cannot be read might have some.
+    document(xml).map_or(true, |document| {
+        document.descendants().any(|node| node.has_tag_name("nvram") || node.has_tag_name("tpm"))
+    })
+}
+
+/// The host's UUID in `virConnectGetCapabilities`.
+pub(super) fn host_uuid(capabilities: &str) -> Result<String, String> {
+    let document = document(capabilities)?;
+    let host = child(root(&document, "capabilities")?, "host");
+    Ok(host.and_then(|host| text_of(host, "uuid")).unwrap_or_default().to_owned())
+}
+
+/// What `virConnectGetDomainCapabilities` says of the emulator.
+pub(super) fn profile_of(capabilities: &str) -> Result<Profile, String> {
+    let document = document(capabilities)?;
+    let capabilities = root(&document, "domainCapabilities")?;
+    let text = |name| text_of(capabilities, name).ok_or_else(|| format!("the domain capabilities name no {name}"));
+    let machine = text("machine")?;
+    Ok(Profile {
+        emulator: PathBuf::from(text("path")?),
+        architecture: text("arch")?.to_owned(),
+        // libvirt answers with the version that it would take today; the plain name stays right after an upgrade.
+        machine: if machine.starts_with("pc-i440fx") { "pc".to_owned() } else { machine.to_owned() },
+        agent_sockets: None,
+    })
+}
+
+fn document(xml: &str) -> Result<Document<'_>, String> {
+    if xml.len() > DOCUMENT_MAX {
+        return Err(format!("the XML is longer than {DOCUMENT_MAX} bytes"));
+    }
+    Document::parse(xml).map_err(|error| format!("the XML cannot be read: {error}"))
+}
+
+fn root<'a, 'input>(document: &'a Document<'input>, name: &str) -> Result<Node<'a, 'input>, String> {
+    let root = document.root_element();
+    if root.has_tag_name(name) { Ok(root) } else { Err(format!("the XML is no <{name}>")) }
+}
+
+fn elements<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> impl Iterator<Item = Node<'a, 'input>> {
+    node.children().filter(move |child| child.has_tag_name(name))
+}
+
+fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+    elements(node, name).next()
+}
+
+fn text_of<'a>(node: Node<'a, '_>, name: &'static str) -> Option<&'a str> {
+    child(node, name)?.text().map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn profile() -> Profile {
+        Profile {
+            emulator: PathBuf::from("/usr/bin/qemu-system-x86_64"),
+            architecture: "x86_64".to_owned(),
+            machine: "pc".to_owned(),
+            agent_sockets: None,
+        }
+    }
+
+    fn new_domain() -> NewDomain {
+        NewDomain {
+            uuid: Uuid::from_u128(1),
+            name: "web".to_owned(),
+            description: "the web".to_owned(),
+            vcpus: 2,
+            memory_bytes: 128 << 20,
+            root_disk: PathBuf::from("/d/root.qcow2"),
+            console_log: PathBuf::from("/d/console.log"),
+            accelerator: Accelerator::Tcg,
+            metadata: format!("<instance xmlns='{METADATA_NAMESPACE}'/>"),
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back_as_the_same() {
+        let definition = Definition::parse(&new_domain().to_xml(&profile())).unwrap();
+        assert_eq!(
+            definition,
+            Definition {
+                vcpus: Some(2),
+                memory_bytes: Some(128 << 20),
+                description: Some("the web".to_owned()),
+                disks: vec![DefinedDisk {
+                    device: "vda".to_owned(),
+                    path: Some(PathBuf::from("/d/root.qcow2")),
+                    format: Some("qcow2".to_owned()),
+                }],
+                console_log: Some(PathBuf::from("/d/console.log")),
+            }
+        );
+    }
+
+    #[test]
+    fn the_accelerator_decides_type_and_cpu() {
+        let emulated = new_domain().to_xml(&profile());
+        assert!(emulated.contains("type='qemu'") && !emulated.contains("<cpu"));
+        let accelerated = NewDomain { accelerator: Accelerator::Kvm, ..new_domain() }.to_xml(&profile());
+        assert!(accelerated.contains("type='kvm'") && accelerated.contains("<cpu mode="));
+    }
+
+    #[test]
+    fn the_agents_socket_is_libvirts_affair_unless_the_profile_has_a_place() {
+        assert!(!new_domain().to_xml(&profile()).contains("mode='bind'"));
+        let xml = new_domain().to_xml(&Profile { agent_sockets: Some(PathBuf::from("/s/agent")), ..profile() });
+        let path = format!("path='/s/agent/{}'", Uuid::from_u128(1));
+        assert!(xml.contains(&path), "{xml}");
+    }
+
+    #[test]
+    fn only_disks_are_disks_and_only_local_ones_have_a_path() {
+        let xml = "<domain><devices>
+            <disk type='file' device='cdrom'><source file='/c.iso'/><target dev='sda'/></disk>
+            <disk type='block'><driver type='raw'/><source dev='/dev/vg/lv'/><target dev='vda'/></disk>
+            <disk type='network' device='disk'><source protocol='rbd' name='p/i'/><target dev='vdb'/></disk>
+            <disk type='file' device='disk'><source file='/no-target'/></disk>
+            </devices></domain>";
+        let disks = Definition::parse(xml).unwrap().disks;
+        let seen: Vec<_> = disks.iter().map(|disk| (disk.device.as_str(), disk.path.as_deref())).collect();
+        assert_eq!(seen, [("vda", Some(Path::new("/dev/vg/lv"))), ("vdb", None)]);
+    }
+
+    #[test]
+    fn memory_has_libvirts_units_and_never_overflows() {
+        let memory = |element: &str| Definition::parse(&format!("<domain>{element}</domain>")).unwrap().memory_bytes;
+        assert_eq!(memory("<memory>1024</memory>"), Some(1 << 20));
+        assert_eq!(memory("<memory unit='GB'>1</memory>"), Some(1_000_000_000));
+        assert_eq!(memory("<memory unit='T'>99999999999</memory>"), None);
+        assert_eq!(memory("<memory unit='parsec'>1</memory>"), None);
+        assert_eq!(memory("<memory>many</memory>"), None);
+    }
+
+    #[test]
+    fn a_console_that_is_a_file_is_its_own_log() {
+        let xml = "<domain><devices><serial type='file'><source path='/l'/></serial></devices></domain>";
+        let definition = Definition::parse(xml).unwrap();
+        assert_eq!(definition.console_log, Some(PathBuf::from("/l")));
+    }
+
+    #[test]
+    fn hostile_xml_is_an_error_and_no_crash() {
+        let deep = "<domain>".repeat(400_000);
+        let bomb = "<!DOCTYPE d [<!ENTITY a 'aaaaaaaa'><!ENTITY b '&a;&a;&a;'>]><domain>&b;</domain>";
+        let long = format!("<domain>{}</domain>", " ".repeat(DOCUMENT_MAX));
+        for xml in [deep.as_str(), bomb, &long, "", "<network/>", "<domain"] {
+            assert!(Definition::parse(xml).is_err());
+        }
+        let nested = format!("{}{}", "<domain>".repeat(200_000), "</domain>".repeat(200_000));
+        assert!(Definition::parse(&nested).is_ok());
+    }
+
+    #[test]
+    fn firmware_state_is_seen_and_assumed_where_nothing_can_be_read() {
+        assert!(has_firmware_state("<domain><os><nvram>/n</nvram></os></domain>"));
+        assert!(has_firmware_state("<domain><devices><tpm/></devices></domain>"));
+        assert!(has_firmware_state("<domain"));
+        assert!(!has_firmware_state("<domain><devices/></domain>"));
+    }
+
+    #[test]
+    fn domain_capabilities_name_emulator_and_machine() {
+        let xml = "<domainCapabilities><path>/usr/bin/q</path><domain>qemu</domain>\
+            <machine>pc-i440fx-7.2</machine><arch>x86_64</arch></domainCapabilities>";
+        assert_eq!(profile_of(xml).unwrap(), Profile { emulator: PathBuf::from("/usr/bin/q"), ..profile() });
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_survives_escaping_but_for_what_xml_forbids(text in any::<String>()) {
+            let xml = format!("<a b='{0}'>{0}</a>", escape(&text));
+            let document = Document::parse(&xml).unwrap();
+            let allowed: String = text
+                .chars()
+                .filter(|c| !matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}'))
+                .collect();
+            let root = document.root_element();
+            prop_assert_eq!(root.attribute("b"), Some(allowed.as_str()));
+            prop_assert_eq!(root.text().unwrap_or_default(), allowed.as_str());
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in any::<String>()) {
+            let _ = Definition::parse(&text);
+            let _ = Definition::parse(&format!("<domain>{text}</domain>"));
+        }
+    }
 }

@@ -44,9 +44,7 @@ pub enum CommitError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// qemu-img refuses it, or sees something else than we do.
-    #[error(
-        "qemu-img does not agree that this is a sound image: {0}; convert it with qemu-img convert -O qcow2"
-    )]
+    #[error("qemu-img does not agree that this is a sound image: {0}; convert it with qemu-img convert -O qcow2")]
     Disagrees(String),
     /// Somebody wrote the file past us.
     #[error("the image's file was changed while it was being checked; write it again and repeat")]
@@ -104,16 +102,8 @@ impl Draft {
                 format!("{} is not a regular file", path.display()),
             ));
         }
-        let arrival = Arrival {
-            running: Sha512::new(),
-            hashed: 0,
-            frozen: false,
-        };
-        Ok(Draft {
-            file,
-            path: path.to_owned(),
-            arrival: Mutex::new(arrival),
-        })
+        let arrival = Arrival { running: Sha512::new(), hashed: 0, frozen: false };
+        Ok(Draft { file, path: path.to_owned(), arrival: Mutex::new(arrival) })
     }
 
     /// Where the data lies.
@@ -128,10 +118,7 @@ impl Draft {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at
-                .checked_add(rest.len() as u64)
-                .is_none_or(|end| end > i64::MAX as u64)
-            {
+            if at.checked_add(rest.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
                 return Err(Errno::EFBIG.into());
             }
             if at < arrival.hashed {
@@ -229,13 +216,7 @@ impl Draft {
         progress(0);
         self.file.sync_all()?;
         let before = Fingerprint::of(&self.file)?;
-        let outcome = self.judge_and_hash(
-            claimed,
-            (running, hashed),
-            before.length,
-            progress,
-            cancelled,
-        );
+        let outcome = self.judge_and_hash(claimed, (running, hashed), before.length, progress, cancelled);
         // Whatever was found is not about the file that is there now.
         if Fingerprint::of(&self.file)? != before {
             return Err(CommitError::Changed);
@@ -257,21 +238,12 @@ impl Draft {
         if cancelled() {
             return Err(CommitError::Cancelled);
         }
-        let theirs =
-            qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
+        let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
         agree(&inspected, &theirs)?;
         // A file shorter than what arrived was cut by somebody else: then the running hash says nothing.
-        let (running, hashed) = if arrived.1 <= length {
-            arrived
-        } else {
-            (Sha512::new(), 0)
-        };
+        let (running, hashed) = if arrived.1 <= length { arrived } else { (Sha512::new(), 0) };
         let sha512 = self.hash_rest(running, hashed, length, progress, cancelled)?;
-        Ok(Committed {
-            inspected,
-            size_bytes: length,
-            sha512,
-        })
+        Ok(Committed { inspected, size_bytes: length, sha512 })
     }
 
     fn hash_rest(
@@ -302,20 +274,12 @@ impl Draft {
         if at != length {
             return Err(CommitError::Changed);
         }
-        Ok(running
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(running.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn arrival_to_change(&self) -> io::Result<parking_lot::MutexGuard<'_, Arrival>> {
         let arrival = self.arrival.lock();
-        if arrival.frozen {
-            Err(Errno::EBUSY.into())
-        } else {
-            Ok(arrival)
-        }
+        if arrival.frozen { Err(Errno::EBUSY.into()) } else { Ok(arrival) }
     }
 }
 
@@ -329,25 +293,15 @@ struct Fingerprint {
 impl Fingerprint {
     fn of(file: &File) -> io::Result<Fingerprint> {
         let metadata = file.metadata()?;
-        Ok(Fingerprint {
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
+        Ok(Fingerprint { length: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
     }
 }
 
 fn agree(ours: &Inspected, theirs: &qemu_img::QemuInfo) -> Result<(), CommitError> {
     let complaint = if theirs.format != ours.format.word() {
-        format!(
-            "its format is {} for us and {} for it",
-            ours.format.word(),
-            theirs.format
-        )
+        format!("its format is {} for us and {} for it", ours.format.word(), theirs.format)
     } else if theirs.virtual_size_bytes != ours.virtual_size_bytes {
-        format!(
-            "its virtual size is {} bytes for us and {} for it",
-            ours.virtual_size_bytes, theirs.virtual_size_bytes
-        )
+        format!("its virtual size is {} bytes for us and {} for it", ours.virtual_size_bytes, theirs.virtual_size_bytes)
     } else if let Some(name) = theirs.backing_file.as_deref().or(theirs.data_file()) {
         format!("it depends on another file, {name}")
     } else if theirs.encrypted {
@@ -363,25 +317,15 @@ fn agree(ours: &Inspected, theirs: &qemu_img::QemuInfo) -> Result<(), CommitErro
 /// Both names are on one file system. Durable on success. Idempotent: if `from` is gone and `to` is there, a former
 /// call has done it. An existing `to` beside `from` is `EEXIST`, and nothing is touched.
 pub fn publish(from: &Path, to: &Path, group: Option<u32>) -> io::Result<()> {
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(from)
-    {
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from) {
         Ok(file) => file,
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                && std::fs::symlink_metadata(to)?.is_file() =>
-        {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && std::fs::symlink_metadata(to)?.is_file() => {
             return sync_names(from, to);
         }
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} is not a regular file", from.display()),
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a regular file", from.display())));
     }
     if std::fs::symlink_metadata(to).is_ok() {
         return Err(Errno::EEXIST.into());

@@ -30,9 +30,7 @@ pub enum Refusal {
     #[error("the image is empty; write its data first")]
     Empty,
     /// Claimed qcow2, but the magic is missing.
-    #[error(
-        "the image is not qcow2: its first bytes are not QFI\\xfb; set disk_format to what it is"
-    )]
+    #[error("the image is not qcow2: its first bytes are not QFI\\xfb; set disk_format to what it is")]
     NotQcow2,
     /// Claimed raw, but it begins as a qcow2 does: a guest could name the host's files that way.
     #[error("the image claims to be raw but has a qcow2 header; set disk_format to qcow2")]
@@ -50,9 +48,7 @@ pub enum Refusal {
     #[error("the image has a backing file; flatten it with qemu-img convert -O qcow2")]
     BackingFile,
     /// Its data lies in another file.
-    #[error(
-        "the image keeps its data in an external file; flatten it with qemu-img convert -O qcow2"
-    )]
+    #[error("the image keeps its data in an external file; flatten it with qemu-img convert -O qcow2")]
     DataFile,
     /// Encrypted within qcow2.
     #[error("the image is encrypted; decrypt it with qemu-img convert first")]
@@ -70,30 +66,22 @@ pub enum Refusal {
     #[error("the image is marked as corrupt; repair it with qemu-img check -r all")]
     Corrupt,
     /// Incompatible feature bits that this program does not know.
-    #[error(
-        "the image needs features that are unknown here (bits {0:#x}); convert it with qemu-img convert -O qcow2"
-    )]
+    #[error("the image needs features that are unknown here (bits {0:#x}); convert it with qemu-img convert -O qcow2")]
     UnknownFeatures(u64),
     /// A compression type that is unknown, or does not agree with its feature bit.
-    #[error(
-        "the image's compression type {0} is unknown or contradicts its feature bits; convert it again"
-    )]
+    #[error("the image's compression type {0} is unknown or contradicts its feature bits; convert it again")]
     Compression(u8),
     /// `header_length` is too small, not a multiple of 8 or longer than a cluster.
     #[error("the image's header length of {0} bytes is impossible; copy it again")]
     HeaderLength(u32),
     /// Cluster size outside 512 bytes to 2 MiB, or too small for extended L2 entries.
-    #[error(
-        "the image's cluster size of 2^{0} bytes is not supported; convert it with qemu-img convert -O qcow2"
-    )]
+    #[error("the image's cluster size of 2^{0} bytes is not supported; convert it with qemu-img convert -O qcow2")]
     ClusterBits(u32),
     /// Reference counts wider than 64 bits.
     #[error("the image's refcount order {0} is impossible; copy it again")]
     RefcountOrder(u32),
     /// Zero, not whole sectors, or too much.
-    #[error(
-        "the image's virtual size of {0} bytes is not between 512 bytes and 64 TiB in whole sectors"
-    )]
+    #[error("the image's virtual size of {0} bytes is not between 512 bytes and 64 TiB in whole sectors")]
     VirtualSize(u64),
     /// The L1 table is not where and how large it must be.
     #[error("the image's L1 table {0}; copy it again, or repair it with qemu-img check")]
@@ -156,11 +144,7 @@ pub(crate) fn examine(file: &File, claimed: Option<Format>) -> Result<Examined, 
     examine_source(file, metadata.len(), claimed)
 }
 
-fn examine_source(
-    source: &impl Source,
-    length: u64,
-    claimed: Option<Format>,
-) -> Result<Examined, Refusal> {
+fn examine_source(source: &impl Source, length: u64, claimed: Option<Format>) -> Result<Examined, Refusal> {
     if length == 0 {
         return Err(Refusal::Empty);
     }
@@ -192,10 +176,7 @@ fn examine_raw(source: &impl Source, length: u64, head: &[u8]) -> Result<Examine
         return Err(Refusal::VirtualSize(length));
     }
     Ok(Examined {
-        inspected: Inspected {
-            format: Format::Raw,
-            virtual_size_bytes: length.next_multiple_of(SECTOR_BYTES),
-        },
+        inspected: Inspected { format: Format::Raw, virtual_size_bytes: length.next_multiple_of(SECTOR_BYTES) },
         metadata: Vec::new(),
     })
 }

@@ -74,20 +74,10 @@ pub fn info(path: &Path, format: Format) -> Result<QemuInfo, String> {
 /// [`info`] for a file that is open.
 pub fn info_of(file: &File, format: Format) -> Result<QemuInfo, String> {
     let examined = examine(file, Some(format)).map_err(|refusal| refusal.to_string())?;
-    let copy = sealed_metadata(file, &examined)
-        .map_err(|error| format!("cannot copy the image's header: {error}"))?;
+    let copy = sealed_metadata(file, &examined).map_err(|error| format!("cannot copy the image's header: {error}"))?;
     let mut command = Command::new("qemu-img");
     // The copy is standard input; a memory file may be opened by anybody who holds it. -U: a sealed file takes no locks.
-    command
-        .args([
-            "info",
-            "--output=json",
-            "-U",
-            "-f",
-            format.word(),
-            "/proc/self/fd/0",
-        ])
-        .stdin(Stdio::from(copy));
+    command.args(["info", "--output=json", "-U", "-f", format.word(), "/proc/self/fd/0"]).stdin(Stdio::from(copy));
     let output = read_untrusted(command)?;
     serde_json::from_slice(&output)
         .map_err(|error| format!("qemu-img info answered something else than expected: {error}"))
@@ -99,41 +89,19 @@ pub fn info_of(file: &File, format: Format) -> Result<QemuInfo, String> {
 /// not opened by qemu-img (`-u`); its format and size are known from the inspection and the size given here.
 /// An existing regular file at `path` is overwritten and keeps its mode and attributes. Errors are sentences and hold
 /// the words of qemu-img.
-pub fn create_overlay(
-    path: &Path,
-    backing: &Path,
-    backing_format: Format,
-    size_bytes: u64,
-) -> Result<(), String> {
+pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format, size_bytes: u64) -> Result<(), String> {
     check_absolute(path)?;
     check_absolute(backing)?;
-    let backing_metadata = std::fs::metadata(backing)
-        .map_err(|error| format!("cannot use the image {}: {error}", backing.display()))?;
+    let backing_metadata =
+        std::fs::metadata(backing).map_err(|error| format!("cannot use the image {}: {error}", backing.display()))?;
     if !backing_metadata.is_file() {
-        return Err(format!(
-            "the image {} is not a regular file",
-            backing.display()
-        ));
+        return Err(format!("the image {} is not a regular file", backing.display()));
     }
     let size = OsString::from(size_bytes.to_string());
     let mut command = Command::new("qemu-img");
     command
-        .args([
-            "create",
-            "-q",
-            "-u",
-            "-f",
-            Format::Qcow2.word(),
-            "-F",
-            backing_format.word(),
-            "-b",
-        ])
-        .args([
-            backing.as_os_str(),
-            OsStr::new("--"),
-            path.as_os_str(),
-            &size,
-        ])
+        .args(["create", "-q", "-u", "-f", Format::Qcow2.word(), "-F", backing_format.word(), "-b"])
+        .args([backing.as_os_str(), OsStr::new("--"), path.as_os_str(), &size])
         .stdin(Stdio::null());
     cage::run(command, cage::Limits::creating(), None).map(|_nothing_said| ())
 }
@@ -148,27 +116,19 @@ fn check_absolute(path: &Path) -> Result<(), String> {
     if path.is_absolute() {
         Ok(())
     } else {
-        Err(format!(
-            "{} is not an absolute path; give the full path",
-            path.display()
-        ))
+        Err(format!("{} is not an absolute path; give the full path", path.display()))
     }
 }
 
 /// A memory file as long as the image that holds only what the inspector read, and that nobody can change any more.
 fn sealed_metadata(file: &File, examined: &Examined) -> io::Result<File> {
-    let copy = File::from(memfd_create(
-        "image-metadata",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?);
+    let copy = File::from(memfd_create("image-metadata", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     copy.set_len(file.metadata()?.len())?;
     let mut buffer = vec![0u8; 256 << 10];
     for range in &examined.metadata {
         let mut at = range.start;
         while at < range.end {
-            let most = usize::try_from(range.end - at)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
+            let most = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(buffer.len());
             let chunk = &mut buffer[..most];
             file.read_exact_at(chunk, at)?;
             copy.write_all_at(chunk, at)?;
@@ -178,10 +138,7 @@ fn sealed_metadata(file: &File, examined: &Examined) -> io::Result<File> {
     fcntl(
         &copy,
         FcntlArg::F_ADD_SEALS(
-            SealFlag::F_SEAL_WRITE
-                | SealFlag::F_SEAL_GROW
-                | SealFlag::F_SEAL_SHRINK
-                | SealFlag::F_SEAL_SEAL,
+            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL,
         ),
     )?;
     Ok(copy)
@@ -201,47 +158,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "3G"]);
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let info = info(&path, Format::Qcow2).unwrap();
         assert_eq!(info.format, "qcow2");
         assert_eq!(info.virtual_size_bytes, 3 << 30);
-        assert_eq!(
-            (
-                info.backing_file.as_deref(),
-                info.data_file(),
-                info.encrypted
-            ),
-            (None, None, false)
-        );
+        assert_eq!((info.backing_file.as_deref(), info.data_file(), info.encrypted), (None, None, false));
     }
 
     #[test]
     fn what_reads_untrusted_bytes_can_neither_open_our_files_nor_write_any() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(
-            directory.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o777),
-        )
-        .unwrap();
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let secret = directory.path().join("secret");
         std::fs::write(&secret, b"secret").unwrap();
-        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let mut read = Command::new("cat");
         read.arg(&secret).stdin(Stdio::null());
         let error = read_untrusted(read).unwrap_err();
         assert!(error.contains("Permission denied"), "{error}");
         let mut write = Command::new("dd");
-        write
-            .arg("if=/dev/zero")
-            .arg(format!("of={}", directory.path().join("new").display()))
-            .arg("count=1");
+        write.arg("if=/dev/zero").arg(format!("of={}", directory.path().join("new").display())).arg("count=1");
         assert!(read_untrusted(write).is_err());
-        assert_eq!(
-            std::fs::metadata(directory.path().join("new")).map_or(0, |new| new.len()),
-            0
-        );
+        assert_eq!(std::fs::metadata(directory.path().join("new")).map_or(0, |new| new.len()), 0);
     }
 
     #[test]
@@ -279,16 +217,8 @@ mod tests {
         for name in ["json:{\"driver\":\"raw\"}", "nbd:localhost:10809", "image"] {
             let name = Path::new(name);
             assert!(info(name, Format::Raw).unwrap_err().contains("absolute"));
-            assert!(
-                create_overlay(name, Path::new("/dev/null"), Format::Raw, size)
-                    .unwrap_err()
-                    .contains("absolute")
-            );
-            assert!(
-                create_overlay(Path::new("/nowhere"), name, Format::Raw, size)
-                    .unwrap_err()
-                    .contains("absolute")
-            );
+            assert!(create_overlay(name, Path::new("/dev/null"), Format::Raw, size).unwrap_err().contains("absolute"));
+            assert!(create_overlay(Path::new("/nowhere"), name, Format::Raw, size).unwrap_err().contains("absolute"));
         }
     }
 
@@ -300,11 +230,8 @@ mod tests {
         let (image, overlay) = (odd.join("image:1"), odd.join("disk,2"));
         std::fs::write(&image, vec![0u8; 4096]).unwrap();
         create_overlay(&overlay, &image, Format::Raw, 1 << 20).unwrap();
-        let output = Command::new("qemu-img")
-            .args(["info", "--output=json", "-f", "qcow2"])
-            .arg(&overlay)
-            .output()
-            .unwrap();
+        let output =
+            Command::new("qemu-img").args(["info", "--output=json", "-f", "qcow2"]).arg(&overlay).output().unwrap();
         let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(info["full-backing-filename"], image.to_str().unwrap());
         assert_eq!(info["backing-filename-format"], "raw");
@@ -315,13 +242,7 @@ mod tests {
     fn a_missing_image_makes_no_overlay() {
         let directory = tempfile::tempdir().unwrap();
         let overlay = directory.path().join("disk");
-        let error = create_overlay(
-            &overlay,
-            &directory.path().join("image"),
-            Format::Raw,
-            1 << 20,
-        )
-        .unwrap_err();
+        let error = create_overlay(&overlay, &directory.path().join("image"), Format::Raw, 1 << 20).unwrap_err();
         assert!(error.contains("cannot use the image"), "{error}");
         assert!(!overlay.exists());
     }

@@ -75,9 +75,7 @@ pub enum StoreError {
         known: u32,
     },
     /// The file exists and is not ours, or is damaged.
-    #[error(
-        "{path} is not a store of instancefs: {detail}; move it away or name another --state-dir"
-    )]
+    #[error("{path} is not a store of instancefs: {detail}; move it away or name another --state-dir")]
     Foreign {
         /// The file.
         path: String,

@@ -35,12 +35,7 @@ struct Progress {
 impl<S: Store> PowerLoss<S> {
     /// The power goes in the `at`-th call of [`Store::transact`], counted from 1; 0 is never.
     pub fn new(inner: S, at: u64, moment: Moment) -> PowerLoss<S> {
-        PowerLoss {
-            inner,
-            at,
-            moment,
-            progress: Mutex::default(),
-        }
+        PowerLoss { inner, at, moment, progress: Mutex::default() }
     }
 
     /// Whether the power is gone: a run in which it stayed has met every commit, and ends the enumeration.
@@ -100,10 +95,6 @@ impl<S: Store> Store for PowerLoss<S> {
 
     /// Without power: a channel that is closed already. A channel made before stays that of the inner store.
     fn watch(&self, prefix: &str) -> Receiver<Committed> {
-        if self.lost() {
-            channel().1
-        } else {
-            self.inner.watch(prefix)
-        }
+        if self.lost() { channel().1 } else { self.inner.watch(prefix) }
     }
 }

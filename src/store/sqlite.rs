@@ -11,9 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use parking_lot::Mutex;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use file::{MIGRATIONS, connect, failure};
 
@@ -52,10 +50,7 @@ impl SqliteStore {
         open_with(path, MIGRATIONS)
     }
 
-    fn read<T>(
-        &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let idle = self.readers.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -89,9 +84,8 @@ impl Store for SqliteStore {
         // The keys of a prefix are one run of the key order (BINARY collation, that of `str`), so the scan ends at the
         // first stranger; LIKE and GLOB would give some characters a meaning.
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT key, value, revision FROM record WHERE key >= ?1 ORDER BY key",
-            )?;
+            let mut statement =
+                connection.prepare_cached("SELECT key, value, revision FROM record WHERE key >= ?1 ORDER BY key")?;
             let mut rows = statement.query([prefix])?;
             let mut records = Vec::new();
             while let Some(row) = rows.next()? {
@@ -112,9 +106,8 @@ impl Store for SqliteStore {
             )));
         }
         let failed = |error: &rusqlite::Error| failure(&self.path, error);
-        let transaction =
-            Transaction::new_unchecked(&writer.connection, TransactionBehavior::Immediate)
-                .map_err(|error| failed(&error))?;
+        let transaction = Transaction::new_unchecked(&writer.connection, TransactionBehavior::Immediate)
+            .map_err(|error| failed(&error))?;
         for compare in compares {
             let (key, expected) = match compare {
                 Compare::Absent(key) => (key, None),
@@ -129,25 +122,19 @@ impl Store for SqliteStore {
             let answer = failed(&error);
             // After a failed fsync the kernel may have dropped the pages and call them clean: the journal's end is
             // unknown until it is read again.
-            if matches!(answer, StoreError::Failed(_))
-                && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
+            if matches!(answer, StoreError::Failed(_)) && error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
             {
                 writer.broken = Some(error.to_string());
             }
             return Err(answer);
         }
-        writer
-            .watchers
-            .retain(|watcher| watcher.deliver(revision, changes));
+        writer.watchers.retain(|watcher| watcher.deliver(revision, changes));
         Ok(revision)
     }
 
     fn watch(&self, prefix: &str) -> Receiver<Committed> {
         let (sender, receiver) = channel();
-        self.writer.lock().watchers.push(Watcher {
-            prefix: prefix.to_owned(),
-            sender,
-        });
+        self.writer.lock().watchers.push(Watcher { prefix: prefix.to_owned(), sender });
         receiver
     }
 }
@@ -162,14 +149,7 @@ impl Watcher {
             })
             .cloned()
             .collect();
-        below.is_empty()
-            || self
-                .sender
-                .send(Committed {
-                    revision,
-                    changes: below,
-                })
-                .is_ok()
+        below.is_empty() || self.sender.send(Committed { revision, changes: below }).is_ok()
     }
 }
 
@@ -184,9 +164,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
 fn revision_of(connection: &Connection, key: &str) -> rusqlite::Result<Option<Revision>> {
     connection
         .prepare_cached("SELECT revision FROM record WHERE key = ?1")?
-        .query_row([key], |row| {
-            row.get::<_, i64>(0).map(|revision| revision as Revision)
-        })
+        .query_row([key], |row| row.get::<_, i64>(0).map(|revision| revision as Revision))
         .optional()
 }
 
@@ -209,9 +187,7 @@ fn apply(transaction: &Transaction<'_>, changes: &[Change]) -> rusqlite::Result<
                     .execute(params![key, ToSqlOutput::Borrowed(stored), revision])?;
             }
             Change::Delete(key) => {
-                transaction
-                    .prepare_cached("DELETE FROM record WHERE key = ?1")?
-                    .execute([key])?;
+                transaction.prepare_cached("DELETE FROM record WHERE key = ?1")?.execute([key])?;
             }
         }
     }
@@ -223,11 +199,7 @@ fn open_with(path: &Path, migrations: &[&str]) -> Result<SqliteStore, StoreError
     Ok(SqliteStore {
         path: path.to_owned(),
         readers: Mutex::new(Vec::new()),
-        writer: Mutex::new(Writer {
-            connection,
-            watchers: Vec::new(),
-            broken: None,
-        }),
+        writer: Mutex::new(Writer { connection, watchers: Vec::new(), broken: None }),
     })
 }
 
@@ -235,18 +207,11 @@ fn open_with(path: &Path, migrations: &[&str]) -> Result<SqliteStore, StoreError
 mod tests {
     use super::*;
 
-    const WITH_AUTHOR: &[&str] = &[
-        MIGRATIONS[0],
-        "ALTER TABLE record ADD COLUMN author TEXT NOT NULL DEFAULT 'old';",
-    ];
+    const WITH_AUTHOR: &[&str] = &[MIGRATIONS[0], "ALTER TABLE record ADD COLUMN author TEXT NOT NULL DEFAULT 'old';"];
 
     fn author(store: &SqliteStore, key: &str) -> rusqlite::Result<String> {
         let writer = store.writer.lock();
-        writer
-            .connection
-            .query_row("SELECT author FROM record WHERE key = ?1", [key], |row| {
-                row.get(0)
-            })
+        writer.connection.query_row("SELECT author FROM record WHERE key = ?1", [key], |row| row.get(0))
     }
 
     fn put(key: &str) -> Change {
@@ -266,10 +231,7 @@ mod tests {
         let store = open_with(&path, WITH_AUTHOR).unwrap();
         assert_eq!(store.list("").unwrap(), before);
         assert_eq!(author(&store, "a").unwrap(), "old");
-        assert_eq!(
-            store.transact(&[], &[put("c")]).unwrap(),
-            before[1].revision + 1
-        );
+        assert_eq!(store.transact(&[], &[put("c")]).unwrap(), before[1].revision + 1);
         drop(store);
         assert!(matches!(
             open_with(&path, &WITH_AUTHOR[..1]).map(|_| ()),
@@ -281,19 +243,9 @@ mod tests {
     fn a_migration_that_fails_leaves_the_older_schema_usable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store");
-        open_with(&path, MIGRATIONS)
-            .unwrap()
-            .transact(&[], &[put("a")])
-            .unwrap();
-        let failing = [
-            MIGRATIONS[0],
-            WITH_AUTHOR[1],
-            "DROP TABLE counter; DROP TABLE nothing;",
-        ];
-        assert!(matches!(
-            open_with(&path, &failing).map(|_| ()),
-            Err(StoreError::Failed(_))
-        ));
+        open_with(&path, MIGRATIONS).unwrap().transact(&[], &[put("a")]).unwrap();
+        let failing = [MIGRATIONS[0], WITH_AUTHOR[1], "DROP TABLE counter; DROP TABLE nothing;"];
+        assert!(matches!(open_with(&path, &failing).map(|_| ()), Err(StoreError::Failed(_))));
         let store = open_with(&path, MIGRATIONS).unwrap();
         assert!(author(&store, "a").is_err());
         assert_eq!(store.transact(&[], &[put("b")]).unwrap(), 2);
@@ -304,16 +256,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store");
         let store = open_with(&path, MIGRATIONS).unwrap();
-        store
-            .writer
-            .lock()
-            .connection
-            .pragma_update(None, "user_version", 9)
-            .unwrap();
-        assert!(matches!(
-            open_with(&path, MIGRATIONS).map(|_| ()),
-            Err(StoreError::TooNew { found: 9, known: 1 })
-        ));
+        store.writer.lock().connection.pragma_update(None, "user_version", 9).unwrap();
+        assert!(matches!(open_with(&path, MIGRATIONS).map(|_| ()), Err(StoreError::TooNew { found: 9, known: 1 })));
     }
 
     #[test]
@@ -321,10 +265,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("store")).unwrap();
         store.writer.lock().broken = Some("fsync failed".to_owned());
-        assert!(matches!(
-            store.transact(&[], &[put("a")]),
-            Err(StoreError::Failed(_))
-        ));
+        assert!(matches!(store.transact(&[], &[put("a")]), Err(StoreError::Failed(_))));
         assert_eq!(store.list("").unwrap(), []);
     }
 }

@@ -58,18 +58,10 @@ fn a_name_belongs_to_one_uuid() {
     lab.hypervisor.rename(uuid, "c & d").unwrap();
     assert_eq!(lab.next_event(), Event::Undefined { uuid, kept: true });
     assert_eq!(lab.next_event(), Event::Changed(uuid));
-    assert!(
-        lab.hypervisor
-            .definition(uuid)
-            .unwrap()
-            .contains("<name>c &amp; d</name>")
-    );
+    assert!(lab.hypervisor.definition(uuid).unwrap().contains("<name>c &amp; d</name>"));
     lab.hypervisor.rename(other, "a").unwrap();
     assert_eq!(lab.domain(other).name, "a");
-    assert_eq!(
-        lab.hypervisor.start(Uuid::new_v4()),
-        Err(HypervisorError::NoDomain)
-    );
+    assert_eq!(lab.hypervisor.start(Uuid::new_v4()), Err(HypervisorError::NoDomain));
     assert_eq!(lab.hypervisor.domain(Uuid::new_v4()), Ok(None));
 }
 
@@ -96,17 +88,11 @@ fn a_running_domain_that_is_undefined_becomes_transient_and_vanishes_with_its_ru
 #[test]
 fn metadata_and_description_are_in_the_definition() {
     let (lab, uuid) = Lab::with_domain("a");
-    lab.hypervisor
-        .set_metadata(uuid, Some("<instance locked='all'/>"))
-        .unwrap();
-    lab.hypervisor
-        .set_description(uuid, Some("web & mail"))
-        .unwrap();
+    lab.hypervisor.set_metadata(uuid, Some("<instance locked='all'/>")).unwrap();
+    lab.hypervisor.set_description(uuid, Some("web & mail")).unwrap();
     assert_eq!(lab.next_event(), Event::Changed(uuid));
     let xml = lab.hypervisor.definition(uuid).unwrap();
-    assert!(
-        xml.contains("locked='all'") && xml.contains("<description>web &amp; mail</description>")
-    );
+    assert!(xml.contains("locked='all'") && xml.contains("<description>web &amp; mail</description>"));
     lab.hypervisor.set_metadata(uuid, None).unwrap();
     lab.hypervisor.set_description(uuid, None).unwrap();
     let xml = lab.hypervisor.definition(uuid).unwrap();
@@ -187,13 +173,8 @@ fn what_is_done_elsewhere_is_seen_and_told() {
     assert_eq!(lab.next_event(), Event::Changed(uuid));
     assert_eq!(lab.next_event(), Event::Undefined { uuid, kept: true });
     assert_eq!(lab.hypervisor.domain(uuid), Ok(None));
-    let refused = lab
-        .hypervisor
-        .control(json!({ "do": "start", "uuid": uuid }));
-    assert_eq!(
-        (&refused["ok"], &refused["kind"]),
-        (&json!(false), &json!("no_domain"))
-    );
+    let refused = lab.hypervisor.control(json!({ "do": "start", "uuid": uuid }));
+    assert_eq!((&refused["ok"], &refused["kind"]), (&json!(false), &json!("no_domain")));
 }
 
 #[test]

@@ -13,27 +13,18 @@ fn a_fault_fails_as_many_calls_as_it_says() {
     let other = lab.define("b");
     lab.ok(json!({ "do": "fault", "call": "start", "mode": "fail", "message": "no KVM", "times": 1, "uuid": uuid }));
     lab.hypervisor.start(other).unwrap();
-    assert_eq!(
-        lab.hypervisor.start(uuid),
-        Err(HypervisorError::Failed("no KVM".to_owned()))
-    );
+    assert_eq!(lab.hypervisor.start(uuid), Err(HypervisorError::Failed("no KVM".to_owned())));
     assert_eq!(lab.power(uuid), off("unknown"));
     lab.hypervisor.start(uuid).unwrap();
 
     lab.ok(json!({ "do": "fault", "call": "pause", "mode": "fail", "kind": "unsupported" }));
     for _ in 0..3 {
-        assert!(matches!(
-            lab.hypervisor.pause(uuid),
-            Err(HypervisorError::Unsupported(_))
-        ));
+        assert!(matches!(lab.hypervisor.pause(uuid), Err(HypervisorError::Unsupported(_))));
     }
     lab.ok(json!({ "do": "release", "call": "pause" }));
     lab.hypervisor.pause(uuid).unwrap();
     let calls = lab.ok(json!({ "do": "calls", "reset": true }));
-    assert_eq!(
-        (&calls["calls"]["start"], &calls["calls"]["pause"]),
-        (&json!(3), &json!(4))
-    );
+    assert_eq!((&calls["calls"]["start"], &calls["calls"]["pause"]), (&json!(3), &json!(4)));
     assert_eq!(lab.ok(json!({ "do": "calls" }))["calls"], json!({}));
 }
 
@@ -44,10 +35,7 @@ fn a_call_that_hangs_takes_effect_when_it_is_released() {
     let start = lab.taken(move |hypervisor| hypervisor.start(uuid));
     assert_eq!(lab.power(uuid), off("unknown"));
     lab.no_event();
-    assert_eq!(
-        lab.ok(json!({ "do": "release", "call": "start" }))["released"],
-        1
-    );
+    assert_eq!(lab.ok(json!({ "do": "release", "call": "start" }))["released"], 1);
     assert_eq!(joined(start), Ok(()));
     assert_eq!(lab.power(uuid), running("booted"));
     assert_eq!(lab.next_event(), Event::Changed(uuid));
@@ -75,10 +63,7 @@ fn a_call_whose_connection_breaks_may_have_taken_effect_or_not() {
         }));
         let broken = HypervisorError::Unreachable("broken pipe".to_owned());
         assert_eq!(lab.hypervisor.start(uuid), Err(broken));
-        assert_eq!(
-            lab.next_event(),
-            Event::Disconnected("broken pipe".to_owned())
-        );
+        assert_eq!(lab.next_event(), Event::Disconnected("broken pipe".to_owned()));
         assert_eq!(lab.next_event(), Event::Connected);
         lab.no_event();
         assert_eq!(lab.power(uuid), expected);
@@ -119,10 +104,7 @@ fn a_lost_connection_answers_the_waiting_and_the_call_happens_nevertheless() {
     assert_eq!(joined(start), Err(lost.clone()));
     assert_eq!(lab.hypervisor.ping(), Err(lost));
     lab.ok(json!({ "do": "release_all" }));
-    assert_eq!(
-        lab.next_event(),
-        Event::Disconnected("keepalive".to_owned())
-    );
+    assert_eq!(lab.next_event(), Event::Disconnected("keepalive".to_owned()));
     lab.no_event();
     lab.ok(json!({ "do": "reconnect" }));
     assert_eq!(lab.next_event(), Event::Connected);

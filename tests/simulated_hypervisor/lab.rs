@@ -25,11 +25,7 @@ impl Lab {
         let directory = TempDir::new().unwrap();
         let (hypervisor, events) = connect(directory.path());
         assert_eq!(events.recv_timeout(DEADLINE), Ok(Event::Connected));
-        Lab {
-            hypervisor,
-            events,
-            directory,
-        }
+        Lab { hypervisor, events, directory }
     }
 
     pub fn with_domain(name: &str) -> (Lab, Uuid) {
@@ -60,10 +56,7 @@ impl Lab {
     }
 
     pub fn domain(&self, uuid: Uuid) -> Domain {
-        self.hypervisor
-            .domain(uuid)
-            .unwrap()
-            .expect("the domain exists")
+        self.hypervisor.domain(uuid).unwrap().expect("the domain exists")
     }
 
     pub fn power(&self, uuid: Uuid) -> (PowerState, String) {
@@ -74,11 +67,7 @@ impl Lab {
     pub fn guest(&self, uuid: Uuid) -> Value {
         let list = self.ok(json!({ "do": "list" }));
         let guests = list["guests"].as_array().unwrap();
-        guests
-            .iter()
-            .find(|guest| guest["domain"]["uuid"] == json!(uuid))
-            .expect("known")
-            .clone()
+        guests.iter().find(|guest| guest["domain"]["uuid"] == json!(uuid)).expect("known").clone()
     }
 
     /// Makes a call in a thread of its own, and returns when the daemon has taken it.
@@ -86,12 +75,7 @@ impl Lab {
         &self,
         call: impl FnOnce(&SimulatedHypervisor) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let pending = || {
-            self.ok(json!({ "do": "calls" }))["pending"]
-                .as_array()
-                .unwrap()
-                .len()
-        };
+        let pending = || self.ok(json!({ "do": "calls" }))["pending"].as_array().unwrap().len();
         let before = pending();
         let hypervisor = Arc::clone(&self.hypervisor);
         let thread = thread::spawn(move || call(&hypervisor));
@@ -114,10 +98,7 @@ pub fn xml(name: &str, uuid: Uuid) -> String {
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(
-            started.elapsed() < DEADLINE,
-            "{what}: not within {DEADLINE:?}"
-        );
+        assert!(started.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -136,10 +117,7 @@ pub fn paused(reason: &str) -> (PowerState, String) {
 
 #[track_caller]
 pub fn invalid<T: std::fmt::Debug>(answer: Result<T, HypervisorError>) {
-    assert!(
-        matches!(answer, Err(HypervisorError::InvalidState(_))),
-        "{answer:?}"
-    );
+    assert!(matches!(answer, Err(HypervisorError::InvalidState(_))), "{answer:?}");
 }
 
 /// What the call in the thread answered.

@@ -18,13 +18,7 @@ pub(super) fn set_operation(file: &File, operation: Uuid) -> io::Result<()> {
     let text = operation.to_string();
     // SAFETY: the name ends with NUL, `text` is valid for its length, both outlive the call, the descriptor is open.
     let result = unsafe {
-        libc::fsetxattr(
-            file.as_raw_fd(),
-            NAME.as_ptr(),
-            text.as_ptr().cast(),
-            text.len(),
-            libc::XATTR_CREATE,
-        )
+        libc::fsetxattr(file.as_raw_fd(), NAME.as_ptr(), text.as_ptr().cast(), text.len(), libc::XATTR_CREATE)
     };
     Errno::result(result)?;
     Ok(())
@@ -34,14 +28,7 @@ pub(super) fn set_operation(file: &File, operation: Uuid) -> io::Result<()> {
 pub(super) fn operation(file: &File) -> io::Result<Option<Uuid>> {
     let mut text = [0u8; TEXT_BYTES];
     // SAFETY: the name ends with NUL, the buffer is writable for the length given, the descriptor is open.
-    let result = unsafe {
-        libc::fgetxattr(
-            file.as_raw_fd(),
-            NAME.as_ptr(),
-            text.as_mut_ptr().cast(),
-            text.len(),
-        )
-    };
+    let result = unsafe { libc::fgetxattr(file.as_raw_fd(), NAME.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
     match Errno::result(result) {
         Ok(_length) => Ok(Uuid::try_parse_ascii(&text).ok()),
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::ERANGE) => Ok(None),

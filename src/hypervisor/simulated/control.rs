@@ -79,11 +79,7 @@ enum Command {
     /// It moves to another host.
     Migrate { uuid: Uuid },
     /// How the guest behaves.
-    Guest {
-        uuid: Uuid,
-        ignores_acpi: Option<bool>,
-        acpi_delay_ms: Option<u64>,
-    },
+    Guest { uuid: Uuid, ignores_acpi: Option<bool>, acpi_delay_ms: Option<u64> },
     /// A fault for a call of the trait, by its method's name.
     Fault {
         call: String,
@@ -103,10 +99,7 @@ enum Command {
         applied: bool,
     },
     /// Removes the faults of a call (or all), and lets those go on that hang in them; answers how many `released`.
-    Release {
-        call: Option<String>,
-        uuid: Option<Uuid>,
-    },
+    Release { call: Option<String>, uuid: Option<Uuid> },
     /// Stops the daemon as SIGSTOP does: calls are taken and not answered, no event is sent. Faults are not consulted.
     HangAll,
     /// Lets it run again.
@@ -168,18 +161,12 @@ pub(super) fn run(daemon: &mut Daemon, command: Value) -> Value {
 
 fn obey(daemon: &mut Daemon, command: Command) -> Result<Value, HypervisorError> {
     if daemon.closed() {
-        return Err(HypervisorError::Failed(
-            "the simulated host was closed".to_owned(),
-        ));
+        return Err(HypervisorError::Failed("the simulated host was closed".to_owned()));
     }
     let host = &mut daemon.host;
     match command {
         Command::Define { xml } => return Ok(json!({ "uuid": host.define(&xml)? })),
-        Command::Bulk {
-            count,
-            prefix,
-            running,
-        } => {
+        Command::Bulk { count, prefix, running } => {
             return Ok(json!({ "uuids": host.define_many(&prefix, count, running)? }));
         }
         Command::Start { uuid } => host.start(uuid)?,
@@ -201,62 +188,32 @@ fn obey(daemon: &mut Daemon, command: Command) -> Result<Value, HypervisorError>
         Command::SetMetadata { uuid, xml: element } => {
             host.edit(uuid, |xml| xml::with_metadata(xml, element.as_deref()))?;
         }
-        Command::Crash {
-            uuid,
-            preserve: false,
-        } => host.end(uuid, "crashed")?,
-        Command::Crash {
-            uuid,
-            preserve: true,
-        } => host.panic(uuid)?,
+        Command::Crash { uuid, preserve: false } => host.end(uuid, "crashed")?,
+        Command::Crash { uuid, preserve: true } => host.panic(uuid)?,
         Command::Ioerror { uuid } => host.pause(uuid, "ioerror")?,
         Command::Watchdog { uuid } => host.pause(uuid, "watchdog")?,
         Command::Halt { uuid } => host.end(uuid, "shutdown")?,
         Command::Sleep { uuid } => host.sleep(uuid)?,
         Command::Wake { uuid } => host.wake(uuid)?,
         Command::Migrate { uuid } => host.migrate(uuid)?,
-        Command::Guest {
-            uuid,
-            ignores_acpi,
-            acpi_delay_ms,
-        } => {
+        Command::Guest { uuid, ignores_acpi, acpi_delay_ms } => {
             host.set_behaviour(uuid, ignores_acpi, acpi_delay_ms)?;
         }
-        Command::Fault {
-            call,
-            uuid,
-            mode,
-            message,
-            kind,
-            ms,
-            times,
-            applied,
-        } => {
+        Command::Fault { call, uuid, mode, message, kind, ms, times, applied } => {
             if !CALLS.contains(&call.as_str()) {
                 return Err(HypervisorError::Failed(format!("there is no call {call}")));
             }
             if times == Some(0) {
-                return Err(HypervisorError::Failed(
-                    "a fault meets at least one call".to_owned(),
-                ));
+                return Err(HypervisorError::Failed("a fault meets at least one call".to_owned()));
             }
             let message = message.unwrap_or_else(|| "a test wants it so".to_owned());
             let mode = match mode {
                 ModeName::Fail => Mode::Fail(error(kind.unwrap_or(Kind::Failed), message)),
                 ModeName::Hang => Mode::Hang,
                 ModeName::Late => Mode::Late(ms.unwrap_or_default()),
-                ModeName::Disconnect => Mode::Disconnect {
-                    reason: message,
-                    applied,
-                    back_after_ms: ms,
-                },
+                ModeName::Disconnect => Mode::Disconnect { reason: message, applied, back_after_ms: ms },
             };
-            daemon.faults.push(Fault {
-                call,
-                uuid,
-                mode,
-                times,
-            });
+            daemon.faults.push(Fault { call, uuid, mode, times });
         }
         Command::Release { call, uuid } => {
             return Ok(json!({ "released": daemon.release(call.as_deref(), uuid) }));
@@ -268,10 +225,8 @@ fn obey(daemon: &mut Daemon, command: Command) -> Result<Value, HypervisorError>
         }
         Command::Reconnect => daemon.reconnect()?,
         Command::Calls { reset } => {
-            let pending: Vec<Value> = daemon
-                .pending()
-                .map(|pending| json!({ "call": pending.call, "uuid": pending.uuid }))
-                .collect();
+            let pending: Vec<Value> =
+                daemon.pending().map(|pending| json!({ "call": pending.call, "uuid": pending.uuid })).collect();
             let answer = json!({ "calls": daemon.counters(), "pending": pending });
             if reset {
                 daemon.reset_counters();
@@ -321,10 +276,8 @@ pub(super) fn serve(shared: Arc<Shared>, ended: UnixStream) -> Result<(), Hyperv
 
 fn accept(shared: &Arc<Shared>, listener: &UnixListener, ended: &UnixStream) {
     loop {
-        let mut waiting = [
-            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut waiting =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => {
@@ -346,13 +299,11 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener, ended: &UnixStream) {
             }
         };
         let shared = Arc::clone(shared);
-        let spawned = thread::Builder::new()
-            .name("simulated-client".to_owned())
-            .spawn(move || {
-                if let Err(error) = answer(&shared, &client) {
-                    log::debug!("a control client went away: {error}");
-                }
-            });
+        let spawned = thread::Builder::new().name("simulated-client".to_owned()).spawn(move || {
+            if let Err(error) = answer(&shared, &client) {
+                log::debug!("a control client went away: {error}");
+            }
+        });
         if let Err(error) = spawned {
             log::warn!("no thread for a control client: {error}");
         }

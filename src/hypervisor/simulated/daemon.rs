@@ -148,10 +148,8 @@ impl Daemon {
 
     /// The mode of the first fault that meets this call.
     pub(super) fn meet_fault(&mut self, call: &str, uuid: Option<Uuid>) -> Option<Mode> {
-        let index = self
-            .faults
-            .iter()
-            .position(|fault| fault.call == call && (fault.uuid.is_none() || fault.uuid == uuid))?;
+        let index =
+            self.faults.iter().position(|fault| fault.call == call && (fault.uuid.is_none() || fault.uuid == uuid))?;
         let fault = &mut self.faults[index];
         let mode = fault.mode.clone();
         if let Some(times) = &mut fault.times {
@@ -183,16 +181,12 @@ impl Daemon {
     }
 
     pub(super) fn send(&mut self, event: &Event) {
-        self.subscribers
-            .retain(|subscriber| subscriber.send(event.clone()).is_ok());
+        self.subscribers.retain(|subscriber| subscriber.send(event.clone()).is_ok());
     }
 
     /// Breaks the connection. Calls that were taken get no answer and happen later nevertheless.
     pub(super) fn disconnect(&mut self, reason: &str) -> Result<(), HypervisorError> {
-        let state = DaemonState {
-            down: Some(reason.to_owned()),
-            hung: self.state.hung,
-        };
+        let state = DaemonState { down: Some(reason.to_owned()), hung: self.state.hung };
         self.host.disk.write_daemon(&state)?;
         self.state = state;
         self.back_at = None;
@@ -216,10 +210,7 @@ impl Daemon {
         if self.state.down.is_none() {
             return Ok(());
         }
-        let state = DaemonState {
-            down: None,
-            hung: self.state.hung,
-        };
+        let state = DaemonState { down: None, hung: self.state.hung };
         self.host.disk.write_daemon(&state)?;
         self.state = state;
         if self.wanted {
@@ -230,10 +221,7 @@ impl Daemon {
 
     /// Stops the whole daemon, as SIGSTOP does.
     pub(super) fn hang(&mut self) -> Result<(), HypervisorError> {
-        let state = DaemonState {
-            down: self.state.down.clone(),
-            hung: true,
-        };
+        let state = DaemonState { down: self.state.down.clone(), hung: true };
         self.host.disk.write_daemon(&state)?;
         self.state = state;
         Ok(())
@@ -241,10 +229,7 @@ impl Daemon {
 
     /// Lets it run again: events that it held back first, then the calls that it had taken.
     pub(super) fn resume(&mut self) -> Result<(), HypervisorError> {
-        let state = DaemonState {
-            down: self.state.down.clone(),
-            hung: false,
-        };
+        let state = DaemonState { down: self.state.down.clone(), hung: false };
         self.host.disk.write_daemon(&state)?;
         self.state = state;
         for event in std::mem::take(&mut self.held_back) {
@@ -287,26 +272,17 @@ impl Daemon {
                 log::error!("the simulated daemon cannot come back: {error}");
             }
         }
-        let mut next: Vec<u64> = self
-            .host
-            .next_due()
-            .into_iter()
-            .chain(self.back_at)
-            .collect();
+        let mut next: Vec<u64> = self.host.next_due().into_iter().chain(self.back_at).collect();
         if !self.state.hung {
             self.finish(|pending| match pending.wake {
                 Wake::At(at) => at <= now,
                 Wake::Released | Wake::Resumed => false,
             });
             next.extend(self.host.next_due());
-            next.extend(
-                self.pending
-                    .iter()
-                    .filter_map(|pending| match pending.wake {
-                        Wake::At(at) => Some(at),
-                        Wake::Released | Wake::Resumed => None,
-                    }),
-            );
+            next.extend(self.pending.iter().filter_map(|pending| match pending.wake {
+                Wake::At(at) => Some(at),
+                Wake::Released | Wake::Resumed => None,
+            }));
         }
         next.into_iter().min()
     }
@@ -320,9 +296,8 @@ impl Daemon {
     }
 
     fn finish(&mut self, due: impl Fn(&Pending) -> bool) {
-        let (now, later): (Vec<Pending>, Vec<Pending>) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|pending| due(pending));
+        let (now, later): (Vec<Pending>, Vec<Pending>) =
+            std::mem::take(&mut self.pending).into_iter().partition(|pending| due(pending));
         self.pending = later;
         for pending in now {
             (pending.effect)(&mut self.host);
@@ -337,8 +312,6 @@ pub(super) fn unreachable(reason: &str) -> HypervisorError {
 
 /// Milliseconds of the epoch.
 pub(super) fn now_ms() -> u64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

@@ -36,9 +36,7 @@ impl Disk {
     pub(super) fn open(directory: &Path) -> Result<Disk, HypervisorError> {
         let domains = directory.join("domains");
         std::fs::create_dir_all(&domains).map_err(|error| failed(&domains, &error))?;
-        let directory = directory
-            .canonicalize()
-            .map_err(|error| failed(directory, &error))?;
+        let directory = directory.canonicalize().map_err(|error| failed(directory, &error))?;
         let path = directory.join("lock");
         let file = File::options()
             .create(true)
@@ -47,15 +45,9 @@ impl Disk {
             .open(&path)
             .map_err(|error| failed(&path, &error))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-            HypervisorError::Unreachable(format!(
-                "{} is in use by another process ({error})",
-                directory.display()
-            ))
+            HypervisorError::Unreachable(format!("{} is in use by another process ({error})", directory.display()))
         })?;
-        Ok(Disk {
-            directory,
-            lock: Some(lock),
-        })
+        Ok(Disk { directory, lock: Some(lock) })
     }
 
     /// Lets somebody else open the directory; nothing may be written afterwards.
@@ -83,11 +75,7 @@ impl Disk {
 
     pub(super) fn daemon(&self) -> Result<DaemonState, HypervisorError> {
         let path = self.directory.join("daemon.json");
-        if path.exists() {
-            read(&path)
-        } else {
-            Ok(DaemonState::default())
-        }
+        if path.exists() { read(&path) } else { Ok(DaemonState::default()) }
     }
 
     pub(super) fn write_daemon(&self, state: &DaemonState) -> Result<(), HypervisorError> {
@@ -98,15 +86,9 @@ impl Disk {
     pub(super) fn guests(&self) -> Result<Vec<Guest>, HypervisorError> {
         let domains = self.directory.join("domains");
         let mut guests = Vec::new();
-        for entry in domains
-            .read_dir()
-            .map_err(|error| failed(&domains, &error))?
-        {
+        for entry in domains.read_dir().map_err(|error| failed(&domains, &error))? {
             let path = entry.map_err(|error| failed(&domains, &error))?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
+            if path.extension().is_some_and(|extension| extension == "json") {
                 guests.push(read(&path)?);
             }
         }
@@ -131,10 +113,7 @@ impl Disk {
                 std::fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
             }
             Ok(_) => {
-                return Err(HypervisorError::Failed(format!(
-                    "{} is no socket; move it away",
-                    path.display()
-                )));
+                return Err(HypervisorError::Failed(format!("{} is no socket; move it away", path.display())));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(&path, &error)),
@@ -149,15 +128,13 @@ impl Disk {
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, HypervisorError> {
     let text = std::fs::read(path).map_err(|error| failed(path, &error))?;
-    serde_json::from_slice(&text).map_err(|error| {
-        HypervisorError::Failed(format!("{} cannot be read: {error}", path.display()))
-    })
+    serde_json::from_slice(&text)
+        .map_err(|error| HypervisorError::Failed(format!("{} cannot be read: {error}", path.display())))
 }
 
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), HypervisorError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|error| {
-        HypervisorError::Failed(format!("{} cannot be written: {error}", path.display()))
-    })?;
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| HypervisorError::Failed(format!("{} cannot be written: {error}", path.display())))?;
     replace(path, &text)
 }
 

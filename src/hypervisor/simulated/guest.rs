@@ -37,10 +37,7 @@ impl Guest {
     /// QEMU runs for it, whether the guest does or not.
     pub(super) fn active(&self) -> bool {
         match self.domain.power {
-            PowerState::Running
-            | PowerState::Paused
-            | PowerState::PmSuspended
-            | PowerState::Crashed => true,
+            PowerState::Running | PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => true,
             PowerState::ShutOff => false,
         }
     }
@@ -55,19 +52,11 @@ impl Guest {
     }
 
     pub(super) fn demand_active(&self) -> Result<(), HypervisorError> {
-        if self.active() {
-            Ok(())
-        } else {
-            Err(invalid("domain is not running"))
-        }
+        if self.active() { Ok(()) } else { Err(invalid("domain is not running")) }
     }
 
     pub(super) fn demand_persistent(&self, refusal: &str) -> Result<(), HypervisorError> {
-        if self.domain.persistent {
-            Ok(())
-        } else {
-            Err(invalid(refusal))
-        }
+        if self.domain.persistent { Ok(()) } else { Err(invalid(refusal)) }
     }
 
     /// When its button takes effect; a guest whose CPUs stand still gets nowhere.

@@ -22,13 +22,8 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn load(disk: Disk) -> Result<Host, HypervisorError> {
         let guests = disk.guests()?;
-        let mut host = Host {
-            disk,
-            guests: BTreeMap::new(),
-            names: HashMap::new(),
-            buttons: BTreeSet::new(),
-            outbox: Vec::new(),
-        };
+        let mut host =
+            Host { disk, guests: BTreeMap::new(), names: HashMap::new(), buttons: BTreeSet::new(), outbox: Vec::new() };
         for guest in guests {
             host.remember(guest);
         }
@@ -197,12 +192,7 @@ impl Host {
     }
 
     /// Presses the power button. A guest that stands still never hears of it.
-    pub(super) fn press_button(
-        &mut self,
-        uuid: Uuid,
-        restart: bool,
-        now_ms: u64,
-    ) -> Result<(), HypervisorError> {
+    pub(super) fn press_button(&mut self, uuid: Uuid, restart: bool, now_ms: u64) -> Result<(), HypervisorError> {
         let guest = self.guest(uuid)?;
         guest.demand_active()?;
         if guest.domain.power != PowerState::Running || guest.ignores_acpi {
@@ -215,12 +205,7 @@ impl Host {
         self.store(guest)
     }
 
-    pub(super) fn reboot(
-        &mut self,
-        uuid: Uuid,
-        kind: Reboot,
-        now_ms: u64,
-    ) -> Result<(), HypervisorError> {
+    pub(super) fn reboot(&mut self, uuid: Uuid, kind: Reboot, now_ms: u64) -> Result<(), HypervisorError> {
         match kind {
             Reboot::Soft => self.press_button(uuid, true, now_ms),
             Reboot::Hard => self.change(uuid, |guest| {
@@ -294,10 +279,9 @@ impl Host {
                 guest.enter(PowerState::Running, "wakeup");
                 Ok(())
             }
-            PowerState::Running
-            | PowerState::Paused
-            | PowerState::ShutOff
-            | PowerState::Crashed => Err(invalid("domain is not pmsuspended")),
+            PowerState::Running | PowerState::Paused | PowerState::ShutOff | PowerState::Crashed => {
+                Err(invalid("domain is not pmsuspended"))
+            }
         })
     }
 
@@ -325,9 +309,7 @@ impl Host {
             xml::check_name(name)?;
             match other {
                 Some(other) if other == uuid => {
-                    return Err(HypervisorError::Failed(
-                        "invalid argument: Can't rename domain to itself".to_owned(),
-                    ));
+                    return Err(HypervisorError::Failed("invalid argument: Can't rename domain to itself".to_owned()));
                 }
                 Some(_) => {
                     return Err(HypervisorError::Exists(format!(
@@ -340,9 +322,7 @@ impl Host {
                 return Err(invalid("cannot rename active domain"));
             }
             if guest.domain.has_managed_save {
-                return Err(invalid(
-                    "domain with a managed saved state can't be renamed",
-                ));
+                return Err(invalid("domain with a managed saved state can't be renamed"));
             }
             guest.xml = xml::with_name(&guest.xml, name)?;
             name.clone_into(&mut guest.domain.name);

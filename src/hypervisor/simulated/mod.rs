@@ -92,20 +92,13 @@ impl SimulatedHypervisor {
         };
         let state = disk.daemon()?;
         let daemon = Daemon::new(Host::load(disk)?, state);
-        let shared = Arc::new(Shared {
-            daemon: Mutex::new(daemon),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared { daemon: Mutex::new(daemon), changed: Condvar::new() });
         let clock = Arc::clone(&shared);
         thread::Builder::new()
             .name("simulated-clock".to_owned())
             .spawn(move || clock.keep_time())
             .map_err(|error| HypervisorError::Failed(format!("no thread: {error}")))?;
-        Ok(SimulatedHypervisor {
-            shared,
-            identity,
-            control: Mutex::new(None),
-        })
+        Ok(SimulatedHypervisor { shared, identity, control: Mutex::new(None) })
     }
 
     /// Does what a line on the control socket does, and returns the answer. Works before
@@ -124,11 +117,7 @@ impl SimulatedHypervisor {
         let mut daemon = self.shared.daemon.lock();
         daemon.count(call);
         daemon.reachable()?;
-        let fault = if daemon.hung() {
-            None
-        } else {
-            daemon.meet_fault(call, uuid)
-        };
+        let fault = if daemon.hung() { None } else { daemon.meet_fault(call, uuid) };
         let wake = match fault {
             None if daemon.hung() => Wake::Resumed,
             None => {
@@ -140,11 +129,7 @@ impl SimulatedHypervisor {
             Some(Mode::Fail(error)) => return Err(error),
             Some(Mode::Hang) => Wake::Released,
             Some(Mode::Late(ms)) => Wake::At(now_ms().saturating_add(ms)),
-            Some(Mode::Disconnect {
-                reason,
-                applied,
-                back_after_ms,
-            }) => {
+            Some(Mode::Disconnect { reason, applied, back_after_ms }) => {
                 if applied {
                     // The answer is lost with the connection, and so are the events.
                     let _lost = effect(&mut daemon.host);
@@ -170,9 +155,7 @@ impl SimulatedHypervisor {
         });
         self.shared.changed.notify_all();
         drop(daemon);
-        answered
-            .recv()
-            .unwrap_or_else(|_| Err(unreachable("the simulated host was closed")))
+        answered.recv().unwrap_or_else(|_| Err(unreachable("the simulated host was closed")))
     }
 
     /// A call that changes one domain.
@@ -231,8 +214,8 @@ impl Hypervisor for SimulatedHypervisor {
     fn connect(&self) -> Result<(), HypervisorError> {
         let mut control = self.control.lock();
         if control.is_none() {
-            let (ours, theirs) = UnixStream::pair()
-                .map_err(|error| HypervisorError::Failed(format!("no socket: {error}")))?;
+            let (ours, theirs) =
+                UnixStream::pair().map_err(|error| HypervisorError::Failed(format!("no socket: {error}")))?;
             control::serve(Arc::clone(&self.shared), theirs)?;
             *control = Some(ours);
         }
@@ -248,21 +231,15 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     fn domains(&self) -> Result<Vec<Domain>, HypervisorError> {
-        self.call("domains", None, |host| {
-            Ok(host.guests().map(|guest| guest.domain.clone()).collect())
-        })
+        self.call("domains", None, |host| Ok(host.guests().map(|guest| guest.domain.clone()).collect()))
     }
 
     fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError> {
-        self.call("domain", Some(uuid), move |host| {
-            Ok(host.guest(uuid).ok().map(|guest| guest.domain.clone()))
-        })
+        self.call("domain", Some(uuid), move |host| Ok(host.guest(uuid).ok().map(|guest| guest.domain.clone())))
     }
 
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError> {
-        self.call("definition", Some(uuid), move |host| {
-            Ok(host.guest(uuid)?.xml.clone())
-        })
+        self.call("definition", Some(uuid), move |host| Ok(host.guest(uuid)?.xml.clone()))
     }
 
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {
@@ -280,9 +257,7 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     fn shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.act("shutdown", uuid, move |host| {
-            host.press_button(uuid, false, now_ms())
-        })
+        self.act("shutdown", uuid, move |host| host.press_button(uuid, false, now_ms()))
     }
 
     fn power_off(&self, uuid: Uuid) -> Result<(), HypervisorError> {
@@ -302,9 +277,7 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError> {
-        self.act("reboot", uuid, move |host| {
-            host.reboot(uuid, kind, now_ms())
-        })
+        self.act("reboot", uuid, move |host| host.reboot(uuid, kind, now_ms()))
     }
 
     fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {
@@ -314,9 +287,7 @@ impl Hypervisor for SimulatedHypervisor {
 
     fn set_metadata(&self, uuid: Uuid, xml: Option<&str>) -> Result<(), HypervisorError> {
         let element = xml.map(str::to_owned);
-        self.act("set_metadata", uuid, move |host| {
-            host.edit(uuid, |xml| xml::with_metadata(xml, element.as_deref()))
-        })
+        self.act("set_metadata", uuid, move |host| host.edit(uuid, |xml| xml::with_metadata(xml, element.as_deref())))
     }
 
     fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError> {
@@ -335,6 +306,7 @@ impl Hypervisor for SimulatedHypervisor {
             emulator: "/usr/bin/qemu-system-x86_64".into(),
             architecture: "x86_64".to_owned(),
             machine: "pc".to_owned(),
+            agent_sockets: None,
         }
     }
 }

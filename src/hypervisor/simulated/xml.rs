@@ -11,15 +11,12 @@ use crate::hypervisor::definition::METADATA_NAMESPACE;
 /// The name and, if it says so, the UUID of a definition.
 pub(super) fn name_and_uuid(xml: &str) -> Result<(String, Option<Uuid>), HypervisorError> {
     let document = parse(xml)?;
-    let text = |tag: &str| {
-        child(document.root_element(), tag).map(|node| node.text().unwrap_or_default().to_owned())
-    };
+    let text = |tag: &str| child(document.root_element(), tag).map(|node| node.text().unwrap_or_default().to_owned());
     let name = text("name").unwrap_or_default();
     check_name(&name)?;
     let uuid = match text("uuid") {
         Some(text) => Some(
-            Uuid::try_parse(text.trim())
-                .map_err(|_| refused(format!("XML error: malformed uuid element '{text}'")))?,
+            Uuid::try_parse(text.trim()).map_err(|_| refused(format!("XML error: malformed uuid element '{text}'")))?,
         ),
         None => None,
     };
@@ -32,14 +29,10 @@ pub(super) fn check_name(name: &str) -> Result<(), HypervisorError> {
         return Err(refused("XML error: a domain needs a name".to_owned()));
     }
     if name.contains('/') {
-        return Err(refused(format!(
-            "XML error: name {name} cannot contain '/'"
-        )));
+        return Err(refused(format!("XML error: name {name} cannot contain '/'")));
     }
     if name.contains('\n') {
-        return Err(refused(format!(
-            "XML error: name {name:?} cannot contain a newline"
-        )));
+        return Err(refused(format!("XML error: name {name:?} cannot contain a newline")));
     }
     Ok(())
 }
@@ -84,11 +77,7 @@ pub(super) fn with_metadata(xml: &str, element: Option<&str>) -> Result<String, 
                         let at = first.range().start;
                         replaced(xml, at..at, &element)
                     }
-                    None => replaced(
-                        xml,
-                        metadata.range(),
-                        &format!("<metadata>{element}</metadata>"),
-                    ),
+                    None => replaced(xml, metadata.range(), &format!("<metadata>{element}</metadata>")),
                 },
             }
         }
@@ -99,8 +88,7 @@ pub(super) fn with_metadata(xml: &str, element: Option<&str>) -> Result<String, 
 
 /// Like libvirt, puts an element without a namespace into ours.
 fn in_our_namespace(element: &str) -> Result<String, HypervisorError> {
-    let document =
-        Document::parse(element).map_err(|error| refused(format!("(metadata_xml): {error}")))?;
+    let document = Document::parse(element).map_err(|error| refused(format!("(metadata_xml): {error}")))?;
     let root = document.root_element();
     let range = root.range();
     match root.tag_name().namespace() {
@@ -108,23 +96,15 @@ fn in_our_namespace(element: &str) -> Result<String, HypervisorError> {
         None => {
             let at = range.start + 1 + root.tag_name().name().len();
             let declared = format!(" xmlns=\"{METADATA_NAMESPACE}\"");
-            Ok(format!(
-                "{}{declared}{}",
-                &element[range.start..at],
-                &element[at..range.end]
-            ))
+            Ok(format!("{}{declared}{}", &element[range.start..at], &element[at..range.end]))
         }
-        Some(other) => Err(refused(format!(
-            "the metadata element is in the namespace {other}"
-        ))),
+        Some(other) => Err(refused(format!("the metadata element is in the namespace {other}"))),
     }
 }
 
 fn with_child(xml: &str, tag: &str, text: Option<&str>) -> Result<String, HypervisorError> {
     let document = parse(xml)?;
-    let element = text
-        .map(|text| format!("<{tag}>{}</{tag}>", escaped(text)))
-        .unwrap_or_default();
+    let element = text.map(|text| format!("<{tag}>{}</{tag}>", escaped(text))).unwrap_or_default();
     let edited = match child(document.root_element(), tag) {
         Some(node) => replaced(xml, node.range(), &element),
         None if text.is_none() => return Ok(xml.to_owned()),
@@ -139,13 +119,10 @@ fn with_child(xml: &str, tag: &str, text: Option<&str>) -> Result<String, Hyperv
 }
 
 fn parse(xml: &str) -> Result<Document<'_>, HypervisorError> {
-    let document =
-        Document::parse(xml).map_err(|error| refused(format!("(domain_definition): {error}")))?;
+    let document = Document::parse(xml).map_err(|error| refused(format!("(domain_definition): {error}")))?;
     let root = document.root_element().tag_name().name();
     if root != "domain" {
-        return Err(refused(format!(
-            "XML error: unexpected root element <{root}>, expecting <domain>"
-        )));
+        return Err(refused(format!("XML error: unexpected root element <{root}>, expecting <domain>")));
     }
     Ok(document)
 }
@@ -165,10 +142,7 @@ fn replaced(xml: &str, range: Range<usize>, with: &str) -> String {
 }
 
 pub(super) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('\r', "&#13;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\r', "&#13;")
 }
 
 fn refused(detail: String) -> HypervisorError {
@@ -190,10 +164,7 @@ mod tests {
     fn edits_touch_only_their_element() {
         let uuid = Uuid::from_u128(7);
         let xml = with_uuid(PLAIN, uuid).unwrap();
-        assert_eq!(
-            name_and_uuid(&xml).unwrap(),
-            ("a & b".to_owned(), Some(uuid))
-        );
+        assert_eq!(name_and_uuid(&xml).unwrap(), ("a & b".to_owned(), Some(uuid)));
         let xml = with_description(&xml, Some("<&>\n")).unwrap();
         let xml = with_name(&xml, "c").unwrap();
         assert_eq!(text_of(&xml, "description").as_deref(), Some("<&>\n"));
@@ -206,20 +177,13 @@ mod tests {
     #[test]
     fn our_metadata_comes_and_goes_beside_that_of_others() {
         let others = "<o:x xmlns:o='urn:other'/>";
-        for metadata in [
-            "",
-            "<metadata/>",
-            "<metadata></metadata>",
-            &format!("<metadata>{others}</metadata>"),
-        ] {
+        for metadata in ["", "<metadata/>", "<metadata></metadata>", &format!("<metadata>{others}</metadata>")] {
             let xml = PLAIN.replace("<os/>", metadata);
             let set = with_metadata(&xml, Some("<instance locked='yes'/>")).unwrap();
             let set = with_metadata(&set, Some("<instance locked='no'/>")).unwrap();
             let document = Document::parse(&set).unwrap();
-            let ours: Vec<_> = document
-                .descendants()
-                .filter(|node| node.has_tag_name((METADATA_NAMESPACE, "instance")))
-                .collect();
+            let ours: Vec<_> =
+                document.descendants().filter(|node| node.has_tag_name((METADATA_NAMESPACE, "instance"))).collect();
             assert_eq!(ours.len(), 1, "{set}");
             assert_eq!(ours[0].attribute("locked"), Some("no"));
             let removed = with_metadata(&set, None).unwrap();
@@ -238,10 +202,7 @@ mod tests {
             "<domain><name>a/b</name></domain>",
             "<domain><name>a</name><uuid>7</uuid></domain>",
         ] {
-            assert!(
-                matches!(name_and_uuid(xml), Err(HypervisorError::Failed(_))),
-                "{xml}"
-            );
+            assert!(matches!(name_and_uuid(xml), Err(HypervisorError::Failed(_))), "{xml}");
         }
         assert!(with_description(PLAIN, Some("\u{1}")).is_err());
         assert!(with_metadata(PLAIN, Some("<a>")).is_err());

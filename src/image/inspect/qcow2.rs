@@ -88,31 +88,19 @@ pub(super) fn examine(source: &impl Source, length: u64) -> Result<Examined, Ref
     let features = features(header, version, cluster_bytes)?;
     judge_features(&features, cluster_bits)?;
 
-    if virtual_size_bytes == 0
-        || virtual_size_bytes > MAX_VIRTUAL_SIZE_BYTES
-        || virtual_size_bytes % SECTOR_BYTES != 0
+    if virtual_size_bytes == 0 || virtual_size_bytes > MAX_VIRTUAL_SIZE_BYTES || virtual_size_bytes % SECTOR_BYTES != 0
     {
         return Err(Refusal::VirtualSize(virtual_size_bytes));
     }
-    let l2_entry_bytes = if features.incompatible & INCOMPATIBLE_EXTENDED_L2 == 0 {
-        8
-    } else {
-        16
-    };
+    let l2_entry_bytes = if features.incompatible & INCOMPATIBLE_EXTENDED_L2 == 0 { 8 } else { 16 };
     // At most 2 MiB * 2^18 entries = 2^39 bytes: no overflow.
     let bytes_per_l1_entry = cluster_bytes * (cluster_bytes / l2_entry_bytes);
     // More entries than needed are legitimate: shrinking an image and deleting its snapshots leave them behind.
     if l1_entries < virtual_size_bytes.div_ceil(bytes_per_l1_entry) {
         return Err(Refusal::L1Table("is too small for the virtual size"));
     }
-    let l1 = table(
-        l1_offset,
-        l1_entries * TABLE_ENTRY_BYTES,
-        MAX_L1_BYTES,
-        cluster_bytes,
-        length,
-    )
-    .map_err(Refusal::L1Table)?;
+    let l1 = table(l1_offset, l1_entries * TABLE_ENTRY_BYTES, MAX_L1_BYTES, cluster_bytes, length)
+        .map_err(Refusal::L1Table)?;
     let refcount_table = table(
         refcount_table_offset,
         refcount_table_clusters * cluster_bytes,
@@ -125,10 +113,7 @@ pub(super) fn examine(source: &impl Source, length: u64) -> Result<Examined, Ref
     walk_extensions(source, features.header_length, cluster_bytes)?;
 
     Ok(Examined {
-        inspected: Inspected {
-            format: Format::Qcow2,
-            virtual_size_bytes,
-        },
+        inspected: Inspected { format: Format::Qcow2, virtual_size_bytes },
         // Tables are aligned and not at 0, so the whole first cluster lies within the file.
         metadata: vec![0..cluster_bytes, l1, refcount_table],
     })
@@ -145,16 +130,11 @@ fn features(header: &[u8], version: u32, cluster_bytes: u64) -> Result<Features,
         });
     }
     let header_length = u32_at(header, 100)?;
-    if header_length < V3_HEADER_BYTES
-        || header_length % 8 != 0
-        || u64::from(header_length) > cluster_bytes
-    {
+    if header_length < V3_HEADER_BYTES || header_length % 8 != 0 || u64::from(header_length) > cluster_bytes {
         return Err(Refusal::HeaderLength(header_length));
     }
     let compression = if header_length > V3_HEADER_BYTES {
-        *header
-            .get(V3_HEADER_BYTES as usize)
-            .ok_or(Refusal::Truncated)?
+        *header.get(V3_HEADER_BYTES as usize).ok_or(Refusal::Truncated)?
     } else {
         COMPRESSION_DEFLATE
     };
@@ -182,11 +162,7 @@ fn judge_features(features: &Features, cluster_bits: u32) -> Result<(), Refusal>
     if has(INCOMPATIBLE_DIRTY) {
         return Err(Refusal::Dirty);
     }
-    let expected_compression = if has(INCOMPATIBLE_COMPRESSION) {
-        COMPRESSION_ZSTD
-    } else {
-        COMPRESSION_DEFLATE
-    };
+    let expected_compression = if has(INCOMPATIBLE_COMPRESSION) { COMPRESSION_ZSTD } else { COMPRESSION_DEFLATE };
     if features.compression != expected_compression {
         return Err(Refusal::Compression(features.compression));
     }
@@ -227,16 +203,10 @@ fn table(
 }
 
 /// Walks the extensions between the header and the end of the first cluster. Each step is at least 8 bytes, so this ends.
-fn walk_extensions(
-    source: &impl Source,
-    header_length: u64,
-    cluster_bytes: u64,
-) -> Result<(), Refusal> {
+fn walk_extensions(source: &impl Source, header_length: u64, cluster_bytes: u64) -> Result<(), Refusal> {
     let mut cluster = vec![0u8; cluster_bytes as usize];
     let read = source.read_upto(&mut cluster, 0)?;
-    let mut rest = cluster
-        .get(header_length as usize..read)
-        .ok_or(Refusal::Truncated)?;
+    let mut rest = cluster.get(header_length as usize..read).ok_or(Refusal::Truncated)?;
     while !rest.is_empty() {
         let (Ok(kind), Ok(bytes)) = (u32_at(rest, 0), u32_at(rest, 4)) else {
             return Err(Refusal::HeaderExtensions);
@@ -255,17 +225,11 @@ fn walk_extensions(
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, Refusal> {
-    let field = bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or(Refusal::Truncated)?;
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Refusal::Truncated)?;
     Ok(u32::from_be_bytes(*field))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Result<u64, Refusal> {
-    let field = bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or(Refusal::Truncated)?;
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Refusal::Truncated)?;
     Ok(u64::from_be_bytes(*field))
 }

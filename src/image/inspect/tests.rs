@@ -7,10 +7,7 @@ use super::*;
 
 impl Source for [u8] {
     fn read_upto(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.get(offset..))
-            .unwrap_or_default();
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
@@ -66,24 +63,15 @@ fn assert_refused(change: impl FnOnce(&mut Vec<u8>), refusal: Refusal) {
 
 #[test]
 fn a_sound_header_is_accepted_with_and_without_a_claim() {
-    let expected = Inspected {
-        format: Format::Qcow2,
-        virtual_size_bytes: 1 << 30,
-    };
+    let expected = Inspected { format: Format::Qcow2, virtual_size_bytes: 1 << 30 };
     assert_eq!(judge(&image(), None), Ok(expected));
     assert_eq!(judge(&image(), Some(Format::Qcow2)), Ok(expected));
 }
 
 #[test]
 fn a_claim_that_the_bytes_do_not_confirm_is_refused() {
-    assert_eq!(
-        judge(&image(), Some(Format::Raw)),
-        Err(Refusal::Qcow2ClaimedRaw)
-    );
-    assert_eq!(
-        judge(&vec![0; 4096], Some(Format::Qcow2)),
-        Err(Refusal::NotQcow2)
-    );
+    assert_eq!(judge(&image(), Some(Format::Raw)), Err(Refusal::Qcow2ClaimedRaw));
+    assert_eq!(judge(&vec![0; 4096], Some(Format::Qcow2)), Err(Refusal::NotQcow2));
 }
 
 #[test]
@@ -124,10 +112,7 @@ fn an_unclean_or_corrupt_image_is_refused() {
 #[test]
 fn unknown_incompatible_features_are_refused_and_compatible_ones_are_not() {
     for bit in 5..64 {
-        assert_refused(
-            |b| put64(b, 72, 1 << bit),
-            Refusal::UnknownFeatures(1 << bit),
-        );
+        assert_refused(|b| put64(b, 72, 1 << bit), Refusal::UnknownFeatures(1 << bit));
     }
     changed(|b| put64(b, 80, u64::MAX)).unwrap();
     changed(|b| put64(b, 88, !3)).unwrap();
@@ -197,27 +182,12 @@ fn an_l1_table_maps_the_size_and_lies_within_the_file() {
     assert_refused(|b| put32(b, 36, 3), l1("reaches past the end of the file"));
     assert_refused(|b| put32(b, 36, (4 << 20) + 1), l1("is absurdly large"));
     assert_refused(|b| put32(b, 36, u32::MAX), l1("is absurdly large"));
-    assert_refused(
-        |b| put64(b, 40, 0),
-        l1("does not begin at a cluster of its own"),
-    );
-    assert_refused(
-        |b| put64(b, 40, 512),
-        l1("does not begin at a cluster of its own"),
-    );
-    assert_refused(
-        |b| put64(b, 40, 4 * CLUSTER as u64),
-        l1("reaches past the end of the file"),
-    );
-    assert_refused(
-        |b| put64(b, 40, !(CLUSTER as u64 - 1)),
-        l1("reaches past the end of the file"),
-    );
+    assert_refused(|b| put64(b, 40, 0), l1("does not begin at a cluster of its own"));
+    assert_refused(|b| put64(b, 40, 512), l1("does not begin at a cluster of its own"));
+    assert_refused(|b| put64(b, 40, 4 * CLUSTER as u64), l1("reaches past the end of the file"));
+    assert_refused(|b| put64(b, 40, !(CLUSTER as u64 - 1)), l1("reaches past the end of the file"));
     let extended_halves_what_an_entry_maps = |b: &mut Vec<u8>| put64(b, 72, 1 << 4);
-    assert_refused(
-        extended_halves_what_an_entry_maps,
-        l1("is too small for the virtual size"),
-    );
+    assert_refused(extended_halves_what_an_entry_maps, l1("is too small for the virtual size"));
 }
 
 #[test]
@@ -225,22 +195,10 @@ fn a_refcount_table_lies_within_the_file() {
     let table = |what| Refusal::RefcountTable(what);
     assert_refused(|b| put32(b, 56, 0), table("is missing"));
     assert_refused(|b| put32(b, 56, 129), table("is absurdly large"));
-    assert_refused(
-        |b| put32(b, 56, 3),
-        table("reaches past the end of the file"),
-    );
-    assert_refused(
-        |b| put64(b, 48, 0),
-        table("does not begin at a cluster of its own"),
-    );
-    assert_refused(
-        |b| put64(b, 48, 7),
-        table("does not begin at a cluster of its own"),
-    );
-    assert_refused(
-        |b| put64(b, 48, 1 << 60),
-        table("reaches past the end of the file"),
-    );
+    assert_refused(|b| put32(b, 56, 3), table("reaches past the end of the file"));
+    assert_refused(|b| put64(b, 48, 0), table("does not begin at a cluster of its own"));
+    assert_refused(|b| put64(b, 48, 7), table("does not begin at a cluster of its own"));
+    assert_refused(|b| put64(b, 48, 1 << 60), table("reaches past the end of the file"));
 }
 
 #[test]
@@ -307,10 +265,7 @@ fn a_version_2_header_has_no_features() {
 
 #[test]
 fn raw_is_accepted_only_without_any_known_magic() {
-    let raw = |size| Inspected {
-        format: Format::Raw,
-        virtual_size_bytes: size,
-    };
+    let raw = |size| Inspected { format: Format::Raw, virtual_size_bytes: size };
     assert_eq!(judge(&vec![0; 512], None), Ok(raw(512)));
     assert_eq!(judge(&vec![0; 513], Some(Format::Raw)), Ok(raw(1024)));
     for (offset, magic, name) in FOREIGN_HEADS {
@@ -320,11 +275,9 @@ fn raw_is_accepted_only_without_any_known_magic() {
             assert_eq!(judge(&bytes, claimed), Err(Refusal::ForeignFormat(name)));
         }
     }
-    for (from_end, magic, name) in [
-        (512, b"conectix".as_slice(), "VHD"),
-        (511, b"conectix", "VHD"),
-        (512, b"koly", "DMG"),
-    ] {
+    for (from_end, magic, name) in
+        [(512, b"conectix".as_slice(), "VHD"), (511, b"conectix", "VHD"), (512, b"koly", "DMG")]
+    {
         let mut bytes = vec![0; 5000];
         let at = bytes.len() - from_end;
         bytes[at..at + magic.len()].copy_from_slice(magic);
@@ -334,16 +287,10 @@ fn raw_is_accepted_only_without_any_known_magic() {
 
 #[test]
 fn any_text_that_qemu_would_read_as_a_vmdk_descriptor_is_refused() {
-    for text in [
-        "version=1\n",
-        "# mine\n\n  \r\nversion=3\r\nRW 1 FLAT \"/etc/shadow\" 0\n",
-    ] {
+    for text in ["version=1\n", "# mine\n\n  \r\nversion=3\r\nRW 1 FLAT \"/etc/shadow\" 0\n"] {
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(1024, b' ');
-        assert_eq!(
-            judge(&bytes, None),
-            Err(Refusal::ForeignFormat("a VMDK descriptor"))
-        );
+        assert_eq!(judge(&bytes, None), Err(Refusal::ForeignFormat("a VMDK descriptor")));
     }
 }
 
@@ -368,28 +315,13 @@ fn nothing_or_less_than_a_sector_is_empty() {
 #[test]
 fn what_is_not_a_regular_file_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        inspect(&File::open(directory.path()).unwrap(), None),
-        Err(Refusal::Unreadable(_))
-    ));
-    assert!(matches!(
-        inspect(&File::open("/dev/zero").unwrap(), None),
-        Err(Refusal::Unreadable(_))
-    ));
+    assert!(matches!(inspect(&File::open(directory.path()).unwrap(), None), Err(Refusal::Unreadable(_))));
+    assert!(matches!(inspect(&File::open("/dev/zero").unwrap(), None), Err(Refusal::Unreadable(_))));
 }
 
 fn qemu_img(arguments: &[&str], path: &Path, rest: &[&str]) {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .arg(path)
-        .args(rest)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new("qemu-img").args(arguments).arg(path).args(rest).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Runs qemu-img with the path of a new image between the arguments, and inspects what it made.
@@ -403,10 +335,7 @@ fn made_by_qemu(arguments: &[&str], rest: &[&str]) -> Result<Inspected, Refusal>
 #[test]
 fn what_qemu_img_makes_is_accepted() {
     let size = 5 << 30;
-    let qcow2 = Ok(Inspected {
-        format: Format::Qcow2,
-        virtual_size_bytes: size,
-    });
+    let qcow2 = Ok(Inspected { format: Format::Qcow2, virtual_size_bytes: size });
     for options in [
         "compat=1.1",
         "compat=0.10",
@@ -419,20 +348,10 @@ fn what_qemu_img_makes_is_accepted() {
         "lazy_refcounts=on",
         "preallocation=metadata",
     ] {
-        assert_eq!(
-            made_by_qemu(&["create", "-q", "-f", "qcow2", "-o", options], &["5G"]),
-            qcow2,
-            "{options}"
-        );
+        assert_eq!(made_by_qemu(&["create", "-q", "-f", "qcow2", "-o", options], &["5G"]), qcow2, "{options}");
     }
     let raw = made_by_qemu(&["create", "-q", "-f", "raw"], &["5G"]);
-    assert_eq!(
-        raw,
-        Ok(Inspected {
-            format: Format::Raw,
-            virtual_size_bytes: size
-        })
-    );
+    assert_eq!(raw, Ok(Inspected { format: Format::Raw, virtual_size_bytes: size }));
 }
 
 #[test]
@@ -440,54 +359,24 @@ fn compressed_and_shrunk_images_are_accepted() {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");
     std::fs::write(&source, b"instancefs ".repeat(100_000)).unwrap();
-    for options in [
-        "compression_type=zlib",
-        "compression_type=zstd",
-        "compat=0.10",
-    ] {
+    for options in ["compression_type=zlib", "compression_type=zstd", "compat=0.10"] {
         let from = source.to_str().unwrap();
-        let result = made_by_qemu(
-            &[
-                "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, from,
-            ],
-            &[],
-        );
+        let result = made_by_qemu(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, from], &[]);
         assert_eq!(result.unwrap().virtual_size_bytes, 1_100_288, "{options}");
     }
     let path = directory.path().join("shrunk");
     qemu_img(&["create", "-q", "-f", "qcow2"], &path, &["10G"]);
     qemu_img(&["resize", "-q", "-f", "qcow2", "--shrink"], &path, &["1G"]);
-    assert_eq!(
-        inspect(&File::open(&path).unwrap(), None)
-            .unwrap()
-            .virtual_size_bytes,
-        1 << 30
-    );
+    assert_eq!(inspect(&File::open(&path).unwrap(), None).unwrap().virtual_size_bytes, 1 << 30);
 }
 
 /// qemu-img times its key derivation and now and then fails because a processor is too fast for its clock; then again.
 fn make_luks(path: &Path) {
     let made = (0..100).any(|_| {
         let mut command = Command::new("qemu-img");
-        command.args([
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "--object",
-            "secret,id=key,data=secret",
-        ]);
-        command.args([
-            "-o",
-            "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
-        ]);
-        command
-            .arg(path)
-            .arg("1G")
-            .output()
-            .unwrap()
-            .status
-            .success()
+        command.args(["create", "-q", "-f", "qcow2", "--object", "secret,id=key,data=secret"]);
+        command.args(["-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"]);
+        command.arg(path).arg("1G").output().unwrap().status.success()
     });
     assert!(made);
 }
@@ -501,56 +390,30 @@ fn what_qemu_img_makes_with_ties_to_other_files_is_refused() {
     let create = ["create", "-q", "-f", "qcow2"];
     let with = |more: &[&str]| made_by_qemu(&[&create, more].concat(), &["1G"]);
     assert_eq!(with(&["-F", "raw", "-b", other]), Err(Refusal::BackingFile));
-    assert_eq!(
-        with(&["-o", "compat=0.10", "-F", "raw", "-b", other]),
-        Err(Refusal::BackingFile)
-    );
+    assert_eq!(with(&["-o", "compat=0.10", "-F", "raw", "-b", other]), Err(Refusal::BackingFile));
     let data_file = format!("data_file={other}");
     assert_eq!(with(&["-o", &data_file]), Err(Refusal::DataFile));
-    assert_eq!(
-        with(&["-o", &format!("{data_file},data_file_raw=on")]),
-        Err(Refusal::DataFile)
-    );
-    let aes = [
-        "--object",
-        "secret,id=key,data=secret",
-        "-o",
-        "encrypt.format=aes,encrypt.key-secret=key",
-    ];
+    assert_eq!(with(&["-o", &format!("{data_file},data_file_raw=on")]), Err(Refusal::DataFile));
+    let aes = ["--object", "secret,id=key,data=secret", "-o", "encrypt.format=aes,encrypt.key-secret=key"];
     assert_eq!(with(&aes), Err(Refusal::Encrypted));
 
     let path = directory.path().join("luks");
     make_luks(&path);
-    assert_eq!(
-        inspect(&File::open(&path).unwrap(), None),
-        Err(Refusal::Encrypted)
-    );
+    assert_eq!(inspect(&File::open(&path).unwrap(), None), Err(Refusal::Encrypted));
 
     let path = directory.path().join("marked");
     qemu_img(&create, &path, &["1G"]);
     qemu_img(&["snapshot", "-c", "one"], &path, &[]);
-    assert_eq!(
-        inspect(&File::open(&path).unwrap(), None),
-        Err(Refusal::InternalSnapshots)
-    );
+    assert_eq!(inspect(&File::open(&path).unwrap(), None), Err(Refusal::InternalSnapshots));
     qemu_img(&["snapshot", "-d", "one"], &path, &[]);
     inspect(&File::open(&path).unwrap(), None).unwrap();
     qemu_img(&["bitmap", "-f", "qcow2", "--add"], &path, &["b"]);
-    assert_eq!(
-        inspect(&File::open(&path).unwrap(), None),
-        Err(Refusal::Bitmaps)
-    );
+    assert_eq!(inspect(&File::open(&path).unwrap(), None), Err(Refusal::Bitmaps));
     for format in ["vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"] {
         let result = made_by_qemu(&["create", "-q", "-f", format], &["8M"]);
-        assert!(
-            matches!(result, Err(Refusal::ForeignFormat(_))),
-            "{format}: {result:?}"
-        );
+        assert!(matches!(result, Err(Refusal::ForeignFormat(_))), "{format}: {result:?}");
     }
-    let fixed_vhd = made_by_qemu(
-        &["create", "-q", "-f", "vpc", "-o", "subformat=fixed"],
-        &["8M"],
-    );
+    let fixed_vhd = made_by_qemu(&["create", "-q", "-f", "vpc", "-o", "subformat=fixed"], &["8M"]);
     assert_eq!(fixed_vhd, Err(Refusal::ForeignFormat("VHD")));
 }
 
@@ -558,12 +421,7 @@ fn what_qemu_img_makes_with_ties_to_other_files_is_refused() {
 fn assert_bounded(bytes: &Vec<u8>) {
     for claimed in [None, Some(Format::Qcow2), Some(Format::Raw)] {
         if let Ok(examined) = examine_source(bytes, bytes.len() as u64, claimed) {
-            assert!(
-                examined
-                    .metadata
-                    .iter()
-                    .all(|range| range.start < range.end && range.end <= bytes.len() as u64)
-            );
+            assert!(examined.metadata.iter().all(|range| range.start < range.end && range.end <= bytes.len() as u64));
             assert!((1..=MAX_VIRTUAL_SIZE_BYTES).contains(&examined.inspected.virtual_size_bytes));
         }
     }

@@ -45,20 +45,13 @@ impl Limits {
 
     /// For a program that makes an empty qcow2 file: header and tables, never data.
     pub(super) fn creating() -> Limits {
-        Limits {
-            file_bytes: 256 << 20,
-            ..Limits::reading()
-        }
+        Limits { file_bytes: 256 << 20, ..Limits::reading() }
     }
 }
 
 /// Runs `command`, whose program and standard input are set, as the user and group `identity` if there is one.
 /// Returns its standard output if it succeeded, else a sentence with the words from its standard error.
-pub(super) fn run(
-    mut command: Command,
-    limits: Limits,
-    identity: Option<u32>,
-) -> Result<Vec<u8>, String> {
+pub(super) fn run(mut command: Command, limits: Limits, identity: Option<u32>) -> Result<Vec<u8>, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .env_clear()
@@ -73,9 +66,7 @@ pub(super) fn run(
     }
     // SAFETY: `confine` makes system calls only; it neither allocates nor takes a lock, as required after fork.
     unsafe { command.pre_exec(move || confine(limits)) };
-    let mut child = command
-        .spawn()
-        .map_err(|error| format!("cannot run {program}: {error}"))?;
+    let mut child = command.spawn().map_err(|error| format!("cannot run {program}: {error}"))?;
     let outcome = watch(&mut child, limits);
     if outcome.is_err() {
         // Not reaped yet unless it ended by itself, so its number cannot be anybody else's; killing the dead is harmless.
@@ -88,11 +79,7 @@ pub(super) fn run(
     }
     let words = String::from_utf8_lossy(&errors);
     let words = words.trim().replace('\n', "; ");
-    Err(if words.is_empty() {
-        format!("{program} failed: {status}")
-    } else {
-        words
-    })
+    Err(if words.is_empty() { format!("{program} failed: {status}") } else { words })
 }
 
 /// Between fork and exec, already with the new identity.
@@ -108,14 +95,7 @@ fn confine(limits: Limits) -> io::Result<()> {
     }
     // A library that forgot O_CLOEXEC must not hand its descriptors to the cage.
     // SAFETY: takes three integers. Old kernels lack it (ENOSYS), then O_CLOEXEC is what there is.
-    unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3u32,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     nix::sys::prctl::set_no_new_privs()?;
     // Changing identity clears it, so it comes after that. A recovery after our death must find no writer left over.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -127,26 +107,16 @@ fn watch(child: &mut Child, limits: Limits) -> Result<(ExitStatus, Vec<u8>, Vec<
     let failed = |error: io::Error| format!("could not be watched: {error}");
     let deadline = Instant::now() + limits.wall_clock;
     let process = pidfd(child).map_err(failed)?;
-    let mut output =
-        Stream::new(child.stdout.take().map(OwnedFd::from), limits.output_bytes).map_err(failed)?;
-    let mut errors =
-        Stream::new(child.stderr.take().map(OwnedFd::from), limits.output_bytes).map_err(failed)?;
+    let mut output = Stream::new(child.stdout.take().map(OwnedFd::from), limits.output_bytes).map_err(failed)?;
+    let mut errors = Stream::new(child.stderr.take().map(OwnedFd::from), limits.output_bytes).map_err(failed)?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(format!(
-                "did not finish within {} s and was killed",
-                limits.wall_clock.as_secs()
-            ));
+            return Err(format!("did not finish within {} s and was killed", limits.wall_clock.as_secs()));
         }
         let mut watched = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
         for stream in [&output, &errors] {
-            watched.extend(
-                stream
-                    .pipe
-                    .as_ref()
-                    .map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)),
-            );
+            watched.extend(stream.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
@@ -177,11 +147,7 @@ impl Stream {
         if let Some(pipe) = &pipe {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        Ok(Stream {
-            pipe,
-            bytes: Vec::new(),
-            most_bytes,
-        })
+        Ok(Stream { pipe, bytes: Vec::new(), most_bytes })
     }
 
     /// Takes what is there now.
@@ -196,10 +162,7 @@ impl Stream {
                 Err(error) => return Err(format!("could not be heard: {error}")),
             }
             if self.bytes.len() > self.most_bytes {
-                return Err(format!(
-                    "said more than {} bytes and was killed",
-                    self.most_bytes
-                ));
+                return Err(format!("said more than {} bytes and was killed", self.most_bytes));
             }
         }
         Ok(())
@@ -228,10 +191,7 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_end_is_killed_at_its_deadline() {
-        let limits = Limits {
-            wall_clock: Duration::from_millis(300),
-            ..Limits::reading()
-        };
+        let limits = Limits { wall_clock: Duration::from_millis(300), ..Limits::reading() };
         let begun = Instant::now();
         let error = run(shell("exec sleep 50"), limits, None).unwrap_err();
         assert!(error.contains("did not finish"), "{error}");
@@ -240,10 +200,7 @@ mod tests {
 
     #[test]
     fn a_program_that_closes_its_outputs_and_stays_is_killed_too() {
-        let limits = Limits {
-            wall_clock: Duration::from_millis(300),
-            ..Limits::reading()
-        };
+        let limits = Limits { wall_clock: Duration::from_millis(300), ..Limits::reading() };
         let error = run(shell("exec sleep 50 >&- 2>&-"), limits, None).unwrap_err();
         assert!(error.contains("did not finish"), "{error}");
     }
@@ -259,18 +216,14 @@ mod tests {
         let script = "ulimit -v; ulimit -t; ulimit -n; ulimit -f; env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= -e ^OLDPWD= | sort; id -u; id -G; pwd; \
                       grep NoNewPrivs /proc/self/status; ls /proc/self/fd | wc -l";
         let output = run(shell(script), Limits::reading(), Some(65534)).unwrap();
-        let expected = "1048576\n30\n64\n0\nLANG=C\nPATH=/usr/local/bin:/usr/bin:/bin\n65534\n65534\n/\nNoNewPrivs:\t1\n4\n";
+        let expected =
+            "1048576\n30\n64\n0\nLANG=C\nPATH=/usr/local/bin:/usr/bin:/bin\n65534\n65534\n/\nNoNewPrivs:\t1\n4\n";
         assert_eq!(String::from_utf8(output).unwrap(), expected);
     }
 
     #[test]
     fn the_words_of_a_failure_are_passed_on() {
-        let error = run(
-            shell("echo no such luck >&2; exit 3"),
-            Limits::reading(),
-            None,
-        )
-        .unwrap_err();
+        let error = run(shell("echo no such luck >&2; exit 3"), Limits::reading(), None).unwrap_err();
         assert_eq!(error, "no such luck");
     }
 }

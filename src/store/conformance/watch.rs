@@ -11,45 +11,22 @@ use crate::store::{Change, Committed, Revision, Store};
 const DELIVERY: Duration = Duration::from_secs(10);
 
 fn next(watch: &Receiver<Committed>) -> Committed {
-    watch
-        .recv_timeout(DELIVERY)
-        .expect("what was committed is delivered")
+    watch.recv_timeout(DELIVERY).expect("what was committed is delivered")
 }
 
 pub(super) fn a_watcher_receives_all_below_its_prefix_in_order(store: &dyn Store) {
     commit(store, &[put("a/0", "before the watch")]);
     let watch = store.watch("a/");
     let everything = store.watch("");
-    let first = commit(
-        store,
-        &[
-            put("a/2", "1"),
-            put("b/1", "1"),
-            delete("a/1"),
-            put("a/1", "2"),
-        ],
-    );
+    let first = commit(store, &[put("a/2", "1"), put("b/1", "1"), delete("a/1"), put("a/1", "2")]);
     let foreign = commit(store, &[put("a", "1"), put("ab", "1"), put("a0", "1")]);
     let last = commit(store, &[delete("a/2"), delete("b/1")]);
     assert_eq!(
         next(&watch),
-        Committed {
-            revision: first,
-            changes: vec![put("a/2", "1"), delete("a/1"), put("a/1", "2")]
-        }
+        Committed { revision: first, changes: vec![put("a/2", "1"), delete("a/1"), put("a/1", "2")] }
     );
-    assert_eq!(
-        next(&watch),
-        Committed {
-            revision: last,
-            changes: vec![delete("a/2")]
-        }
-    );
-    assert_eq!(
-        watch.try_recv(),
-        Err(TryRecvError::Empty),
-        "a watcher received what is not below its prefix"
-    );
+    assert_eq!(next(&watch), Committed { revision: last, changes: vec![delete("a/2")] });
+    assert_eq!(watch.try_recv(), Err(TryRecvError::Empty), "a watcher received what is not below its prefix");
     let revisions: Vec<Revision> = (0..3).map(|_| next(&everything).revision).collect();
     assert_eq!(revisions, [first, foreign, last]);
 }
@@ -62,42 +39,21 @@ pub(super) fn a_watcher_loses_nothing_under_contention(store: &dyn Store) {
         for thread in 0..THREADS {
             scope.spawn(move || {
                 for round in 0..EACH {
-                    commit(
-                        store,
-                        &[
-                            put(&format!("w/{thread}/{round}"), "1"),
-                            put("elsewhere", "1"),
-                        ],
-                    );
+                    commit(store, &[put(&format!("w/{thread}/{round}"), "1"), put("elsewhere", "1")]);
                 }
             });
         }
     });
     let received: Vec<Committed> = (0..THREADS * EACH).map(|_| next(&watch)).collect();
-    assert!(
-        received
-            .windows(2)
-            .all(|pair| pair[0].revision < pair[1].revision),
-        "delivered out of order"
-    );
+    assert!(received.windows(2).all(|pair| pair[0].revision < pair[1].revision), "delivered out of order");
     for committed in received {
         let [Change::Put(key, _)] = committed.changes.as_slice() else {
-            panic!(
-                "one change below the prefix was made, delivered were {:?}",
-                committed.changes
-            );
+            panic!("one change below the prefix was made, delivered were {:?}", committed.changes);
         };
         let record = store.get(key).expect("answered").expect("exists");
-        assert_eq!(
-            record.revision, committed.revision,
-            "a change was delivered under another's revision"
-        );
+        assert_eq!(record.revision, committed.revision, "a change was delivered under another's revision");
     }
-    assert_eq!(
-        watch.try_recv(),
-        Err(TryRecvError::Empty),
-        "something was delivered twice"
-    );
+    assert_eq!(watch.try_recv(), Err(TryRecvError::Empty), "something was delivered twice");
 }
 
 /// Who watches first and lists then has seen or will receive everything.
@@ -137,13 +93,6 @@ pub(super) fn a_watch_ends_with_its_store(store: Box<dyn Store>) {
     let watch = store.watch("a");
     commit(&*store, &[put("a", "1")]);
     drop(store);
-    assert!(
-        watch.recv_timeout(DELIVERY).is_ok(),
-        "what was committed is delivered even if the store closes"
-    );
-    assert!(
-        watch
-            .recv_timeout(DELIVERY)
-            .is_err_and(|error| error == RecvTimeoutError::Disconnected)
-    );
+    assert!(watch.recv_timeout(DELIVERY).is_ok(), "what was committed is delivered even if the store closes");
+    assert!(watch.recv_timeout(DELIVERY).is_err_and(|error| error == RecvTimeoutError::Disconnected));
 }

@@ -45,31 +45,22 @@ pub(super) fn open(path: &Path, migrations: &[&str]) -> Result<Connection, Store
     let failed = |error: rusqlite::Error| failure(path, &error);
     let connection = connect(path).map_err(failed)?;
     // Until the content is known to be sound, closing must not carry the journal into the database.
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(failed)?;
-    let verdict: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
     if verdict != "ok" {
         return Err(foreign(path, verdict));
     }
     migrate(&connection, path, migrations, known)?;
-    let mode: String = connection
-        .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
-        .map_err(failed)?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(failed)?;
     if mode != "wal" {
         return Err(StoreError::Failed(format!(
             "{} is on a file system without shared memory maps (journal mode {mode}); use a local one",
             path.display()
         )));
     }
-    connection
-        .pragma_update(None, "journal_size_limit", JOURNAL_SIZE_LIMIT)
-        .map_err(failed)?;
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
-        .map_err(failed)?;
+    connection.pragma_update(None, "journal_size_limit", JOURNAL_SIZE_LIMIT).map_err(failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
     Ok(connection)
 }
 
@@ -89,10 +80,7 @@ fn check_header(path: &Path, mut file: File, known: u32) -> Result<(), StoreErro
     match file.read_exact(&mut header) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-            return Err(foreign(
-                path,
-                "it is shorter than a database header".to_owned(),
-            ));
+            return Err(foreign(path, "it is shorter than a database header".to_owned()));
         }
         Err(error) if error.kind() == ErrorKind::IsADirectory => {
             return Err(foreign(path, "it is a directory".to_owned()));
@@ -103,10 +91,7 @@ fn check_header(path: &Path, mut file: File, known: u32) -> Result<(), StoreErro
         return Err(foreign(path, "it is no SQLite database".to_owned()));
     }
     if header[68..72] != APPLICATION_ID.to_be_bytes() {
-        return Err(foreign(
-            path,
-            "it is the database of another program".to_owned(),
-        ));
+        return Err(foreign(path, "it is the database of another program".to_owned()));
     }
     let found = u32::from_be_bytes([header[60], header[61], header[62], header[63]]);
     if found > known {
@@ -127,12 +112,13 @@ fn create(path: &Path, migrations: &[&str]) -> Result<(), StoreError> {
         .mode(0o600)
         .open(&beside)
         .map_err(|error| disk_failure(path, &error))?;
-    let made = build(&beside, migrations)
-        .map_err(|error| failure(path, &error))
-        .and_then(|()| match std::fs::hard_link(&beside, path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(disk_failure(path, &error)),
+    let made =
+        build(&beside, migrations).map_err(|error| failure(path, &error)).and_then(|()| {
+            match std::fs::hard_link(&beside, path) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(disk_failure(path, &error)),
+            }
         });
     // Made a few lines above, under a name of its own; SQLite has removed its journal with the commit.
     if let Err(error) = std::fs::remove_file(&beside) {
@@ -143,9 +129,7 @@ fn create(path: &Path, migrations: &[&str]) -> Result<(), StoreError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| disk_failure(path, &error))
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| disk_failure(path, &error))
 }
 
 /// One transaction in the rollback journal mode: the identity is in the file itself, not in a journal beside it.
@@ -156,26 +140,15 @@ fn build(path: &Path, migrations: &[&str]) -> rusqlite::Result<()> {
     for statements in migrations {
         transaction.execute_batch(statements)?;
     }
-    transaction.pragma_update(
-        None,
-        "user_version",
-        i64::try_from(migrations.len()).unwrap_or(i64::MAX),
-    )?;
+    transaction.pragma_update(None, "user_version", i64::try_from(migrations.len()).unwrap_or(i64::MAX))?;
     transaction.commit()
 }
 
 /// Carries an older schema to the known one, all steps in one transaction.
-fn migrate(
-    connection: &Connection,
-    path: &Path,
-    migrations: &[&str],
-    known: u32,
-) -> Result<(), StoreError> {
+fn migrate(connection: &Connection, path: &Path, migrations: &[&str], known: u32) -> Result<(), StoreError> {
     let failed = |error: rusqlite::Error| failure(path, &error);
     let version = |connection: &Connection| -> Result<u32, StoreError> {
-        connection
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .map_err(failed)
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)
     };
     // The header alone may be behind the journal.
     let found = version(connection)?;
@@ -185,28 +158,19 @@ fn migrate(
     if found == known {
         return Ok(());
     }
-    let transaction =
-        Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
     let found = version(&transaction)?;
     for statements in migrations.iter().skip(found as usize) {
         transaction.execute_batch(statements).map_err(failed)?;
     }
-    transaction
-        .pragma_update(None, "user_version", known)
-        .map_err(failed)?;
+    transaction.pragma_update(None, "user_version", known).map_err(failed)?;
     transaction.commit().map_err(failed)?;
-    log::info!(
-        "{}: schema version {found} migrated to {known}",
-        path.display()
-    );
+    log::info!("{}: schema version {found} migrated to {known}", path.display());
     Ok(())
 }
 
 fn foreign(path: &Path, detail: String) -> StoreError {
-    StoreError::Foreign {
-        path: path.display().to_string(),
-        detail,
-    }
+    StoreError::Foreign { path: path.display().to_string(), detail }
 }
 
 fn disk_failure(path: &Path, error: &std::io::Error) -> StoreError {
@@ -223,9 +187,7 @@ pub(super) fn failure(path: &Path, error: &rusqlite::Error) -> StoreError {
         Some(ErrorCode::DiskFull) => StoreError::Full,
         // Growing the shared-memory index fails for want of space, and SQLite has no other code for it.
         _ if extended == ffi::SQLITE_IOERR_SHMSIZE => StoreError::Full,
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            foreign(path, error.to_string())
-        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => foreign(path, error.to_string()),
         _ => StoreError::Failed(format!("{}: {error}", path.display())),
     }
 }

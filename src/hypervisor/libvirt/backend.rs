@@ -1,0 +1,337 @@
+//! [`Hypervisor`] on a libvirt connection.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain as LibvirtDomain;
+use virt::error::{Error, ErrorNumber};
+use virt::sys as raw;
+
+use super::connection::Keeper;
+use super::power::power;
+use super::{Target, accelerator, embed, error, sys};
+use crate::hypervisor::definition::{self, Profile};
+use crate::hypervisor::{Accelerator, Domain, Event, Hypervisor, HypervisorError, Identity, PowerState, Reboot};
+
+/// The namespace prefix that libvirt adds to our metadata element, and the one for an element that has used it itself:
+/// libvirt refuses to declare a prefix twice.
+const METADATA_KEY: &str = "instancefs";
+const OTHER_METADATA_KEY: &str = "instance";
+
+/// A libvirt host. Make it with [`super::open`], or with [`Libvirt::new`].
+pub struct Libvirt {
+    target: Target,
+    state_dir: PathBuf,
+    keeper: Keeper,
+    events: Mutex<Option<Receiver<Event>>>,
+    accelerator: Mutex<Option<Accelerator>>,
+    profile: OnceLock<Profile>,
+}
+
+impl Libvirt {
+    /// Starts libvirt's event loop (once per process) and the thread that will keep the connection; connects nothing.
+    ///
+    /// `accelerator` overrides the probe, whose result is otherwise remembered in `state_dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Failed`] if a thread or the event loop cannot be started.
+    pub fn new(target: Target, state_dir: &Path, accelerator: Option<Accelerator>) -> Result<Self, HypervisorError> {
+        sys::initialise().map_err(HypervisorError::Failed)?;
+        let (sender, receiver) = channel();
+        Ok(Self {
+            keeper: Keeper::start(target.clone(), sender)?,
+            target,
+            state_dir: state_dir.to_path_buf(),
+            events: Mutex::new(Some(receiver)),
+            accelerator: Mutex::new(accelerator),
+            profile: OnceLock::new(),
+        })
+    }
+
+    /// Runs one or more calls on the present connection. No lock is held meanwhile.
+    fn call<T>(&self, body: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, HypervisorError> {
+        let current = self.keeper.current()?;
+        body(&current.connection).map_err(|error| {
+            let alive = current.connection.is_alive().unwrap_or(false);
+            if !alive {
+                self.keeper.suspect(&current);
+            }
+            error::judge(&error, alive)
+        })
+    }
+
+    fn on<T>(&self, uuid: Uuid, body: impl FnOnce(&LibvirtDomain) -> Result<T, Error>) -> Result<T, HypervisorError> {
+        self.call(|connection| body(&connection.lookup_domain_by_uuid(uuid)?))
+    }
+
+    /// libvirt has no code of its own for a name that another domain has, so we look.
+    fn name_is_taken(&self, name: &str, by_other_than: Option<Uuid>) -> bool {
+        self.call(|connection| connection.lookup_domain_by_name(name)?.uuid())
+            .is_ok_and(|holder| Some(holder) != by_other_than)
+    }
+
+    fn ask_for_profile(&self) -> Result<Profile, String> {
+        let capabilities = self
+            .call(|connection| connection.domain_capabilities(None, None, None, Some("qemu"), 0))
+            .map_err(|error| error.to_string())?;
+        definition::profile_of(&capabilities)
+    }
+}
+
+impl Hypervisor for Libvirt {
+    fn identity(&self) -> Result<Identity, HypervisorError> {
+        let (capabilities, hostname) =
+            self.call(|connection| Ok((connection.capabilities()?, connection.hostname()?)))?;
+        Ok(Identity {
+            uri: self.target.uri().to_owned(),
+            host_uuid: definition::host_uuid(&capabilities).map_err(HypervisorError::Failed)?,
+            hostname,
+        })
+    }
+
+    /// The receiver, at the first call; a later one gets a receiver that is closed.
+    fn events(&self) -> Receiver<Event> {
+        self.events.lock().take().unwrap_or_else(|| channel().1)
+    }
+
+    fn connect(&self) -> Result<(), HypervisorError> {
+        self.keeper.connect()
+    }
+
+    fn ping(&self) -> Result<(), HypervisorError> {
+        self.call(|connection| connection.lib_version().map(|_| ()))
+    }
+
+    /// Five round trips, however many domains there are.
+    ///
+    /// What has saved memory is asked before and after the states, so that a domain that is saved or restored meanwhile
+    /// looks suspended, never merely stopped.
+    fn domains(&self) -> Result<Vec<Domain>, HypervisorError> {
+        self.call(|connection| {
+            let before = listed(connection, raw::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?;
+            let states = sys::all_states(connection)?;
+            let after = listed(connection, raw::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?;
+            let persistent = listed(connection, raw::VIR_CONNECT_LIST_DOMAINS_PERSISTENT)?;
+            let autostart = listed(connection, raw::VIR_CONNECT_LIST_DOMAINS_AUTOSTART)?;
+            Ok(states
+                .into_iter()
+                .map(|domain| {
+                    let (power, reason) = power(domain.state, domain.reason);
+                    let uuid = domain.uuid;
+                    Domain {
+                        uuid,
+                        name: domain.name,
+                        power,
+                        reason: reason.to_owned(),
+                        persistent: persistent.contains(&uuid),
+                        has_managed_save: after.contains(&uuid)
+                            || (power == PowerState::ShutOff && before.contains(&uuid)),
+                        autostart: autostart.contains(&uuid),
+                    }
+                })
+                .collect())
+        })
+    }
+
+    fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError> {
+        let described = self.on(uuid, |domain| {
+            let before = domain.has_managed_save(0)?;
+            let (state, reason) = sys::state(domain)?;
+            let (power, reason) = power(state, reason);
+            let after = domain.has_managed_save(0)?;
+            Ok(Domain {
+                uuid,
+                name: domain.name()?,
+                power,
+                reason: reason.to_owned(),
+                persistent: domain.is_persistent()?,
+                has_managed_save: after || (power == PowerState::ShutOff && before),
+                autostart: domain.autostart()?,
+            })
+        });
+        match described {
+            Ok(domain) => Ok(Some(domain)),
+            Err(HypervisorError::NoDomain) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError> {
+        self.on(uuid, |domain| domain.xml_desc(raw::VIR_DOMAIN_XML_INACTIVE))
+    }
+
+    fn define(&self, xml: &str) -> Result<(), HypervisorError> {
+        let result = self.call(|connection| connection.define_domain_xml(xml).map(|_| ()));
+        match result {
+            Err(HypervisorError::Failed(message)) => match definition::identity_of(xml) {
+                Some((name, uuid)) if self.name_is_taken(&name, uuid) => Err(HypervisorError::Exists(message)),
+                _ => Err(HypervisorError::Failed(message)),
+            },
+            other => other,
+        }
+    }
+
+    fn undefine(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let done = self.on(uuid, |domain| {
+            let metadata = raw::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | raw::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | raw::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+            let keep_nvram = metadata | raw::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+            match domain.undefine_flags(keep_nvram | raw::VIR_DOMAIN_UNDEFINE_KEEP_TPM) {
+                Err(error) if error::is_unknown_flag(&error) => {}
+                other => return other.map(|()| true),
+            }
+            // A driver that cannot promise to keep TPM state or NVRAM may only undefine a domain that has none.
+            let xml = domain.xml_desc(raw::VIR_DOMAIN_XML_INACTIVE)?;
+            if definition::has_firmware_state(&xml) {
+                return Ok(false);
+            }
+            match domain.undefine_flags(metadata) {
+                Err(error) if error::is_unknown_flag(&error) => {
+                    domain.undefine_flags(raw::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+                }
+                other => other,
+            }
+            .map(|()| true)
+        })?;
+        if done {
+            Ok(())
+        } else {
+            Err(HypervisorError::Unsupported(
+                "this libvirt cannot remove the definition and keep the guest's NVRAM or TPM state".to_owned(),
+            ))
+        }
+    }
+
+    fn start(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.create())
+    }
+
+    fn shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| match domain.shutdown_flags(raw::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) {
+            Err(error) if error::is_unknown_flag(&error) => domain.shutdown(),
+            other => other,
+        })
+    }
+
+    fn power_off(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.destroy())
+    }
+
+    fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.suspend().map(|_| ()))
+    }
+
+    fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.resume().map(|_| ()))
+    }
+
+    fn save(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.managed_save(0).map(|_| ()))
+    }
+
+    fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| match kind {
+            Reboot::Soft => domain.reboot(raw::VIR_DOMAIN_REBOOT_DEFAULT),
+            Reboot::Hard => domain.reset().map(|_| ()),
+        })
+    }
+
+    fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {
+        match self.on(uuid, |domain| domain.rename(name, 0).map(|_| ())) {
+            Err(HypervisorError::InvalidState(message) | HypervisorError::Failed(message))
+                if self.name_is_taken(name, Some(uuid)) =>
+            {
+                Err(HypervisorError::Exists(message))
+            }
+            other => other,
+        }
+    }
+
+    fn set_metadata(&self, uuid: Uuid, xml: Option<&str>) -> Result<(), HypervisorError> {
+        let declares_key = xml.is_some_and(|xml| xml.contains("xmlns:instancefs="));
+        let key = if declares_key { OTHER_METADATA_KEY } else { METADATA_KEY };
+        self.on(uuid, |domain| {
+            set_metadata(domain, raw::VIR_DOMAIN_METADATA_ELEMENT, xml, Some(key), Some(definition::METADATA_NAMESPACE))
+        })
+    }
+
+    fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| set_metadata(domain, raw::VIR_DOMAIN_METADATA_DESCRIPTION, text, None, None))
+    }
+
+    /// For a host that is not this one nothing can be tried out; there the answer is what its libvirt offers.
+    fn accelerator(&self) -> Result<Accelerator, HypervisorError> {
+        let mut known = self.accelerator.lock();
+        if let Some(accelerator) = *known {
+            return Ok(accelerator);
+        }
+        let accelerator = if self.target.is_local_qemu() {
+            let profile = self.definition_profile();
+            accelerator::probe_remembered(&profile, &self.state_dir)
+        } else {
+            let offered = self.call(|connection| connection.domain_capabilities(None, None, None, Some("kvm"), 0));
+            match offered {
+                Ok(_) => Accelerator::Kvm,
+                Err(HypervisorError::Unsupported(reason)) => {
+                    return Err(HypervisorError::Unsupported(reason));
+                }
+                Err(HypervisorError::Failed(_)) => Accelerator::Tcg,
+                Err(error) => return Err(error),
+            }
+        };
+        *known = Some(accelerator);
+        Ok(accelerator)
+    }
+
+    fn definition_profile(&self) -> Profile {
+        if let Some(profile) = self.profile.get() {
+            return profile.clone();
+        }
+        let agent_sockets = self.target.embed_root().map(embed::agent_sockets);
+        match self.ask_for_profile() {
+            Ok(profile) => self.profile.get_or_init(|| Profile { agent_sockets, ..profile }).clone(),
+            Err(reason) => {
+                log::debug!("no domain capabilities, taking the usual ones: {reason}");
+                Profile { agent_sockets, ..embed::usual_profile() }
+            }
+        }
+    }
+}
+
+/// The UUIDs of the domains that a filter of `virConnectListAllDomains` selects: one round trip.
+fn listed(connection: &Connect, filter: raw::virConnectListAllDomainsFlags) -> Result<HashSet<Uuid>, Error> {
+    connection.list_all_domains(filter)?.iter().map(LibvirtDomain::uuid).collect()
+}
+
+/// Sets or removes metadata in the definition, and in the running domain too.
+fn set_metadata(
+    domain: &LibvirtDomain,
+    kind: raw::virDomainMetadataType,
+    text: Option<&str>,
+    key: Option<&str>,
+    namespace: Option<&str>,
+) -> Result<(), Error> {
+    let set = |flags| domain.set_metadata(kind as i32, text, key, namespace, flags);
+    let present = || -> Result<u32, Error> {
+        let mut flags = 0;
+        if domain.is_persistent()? {
+            flags |= raw::VIR_DOMAIN_AFFECT_CONFIG;
+        }
+        if domain.is_active()? {
+            flags |= raw::VIR_DOMAIN_AFFECT_LIVE;
+        }
+        Ok(flags)
+    };
+    match set(present()?) {
+        // It stopped or started between the question and the call.
+        Err(error) if error.code().is(ErrorNumber::OperationInvalid) => set(present()?),
+        other => other,
+    }
+}

@@ -1,0 +1,302 @@
+//! Keeps one connection up: a thread of its own connects, hears of the end, and connects again every second.
+//!
+//! Only that thread opens and closes connections, so only it hangs when a daemon is stopped in the middle of an answer.
+//! Callers take the present connection from a slot under a lock that nobody holds during a call.
+
+use std::collections::HashSet;
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::mpsc::Sender as EventSender;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use parking_lot::Mutex;
+use uuid::Uuid;
+use virt::connect::Connect;
+
+use super::sys::{self, Lifecycle, Listener, Subscription};
+use super::{Target, embed};
+use crate::hypervisor::{Event, HypervisorError};
+
+/// How long to wait before the next attempt.
+const RETRY: Duration = Duration::from_secs(1);
+/// libvirt's keepalive, as virsh has it: a connection that is silent for 5 s is asked, at most 6 times.
+const KEEPALIVE_SECONDS: i32 = 5;
+const KEEPALIVE_COUNT: u32 = 6;
+
+/// An open connection, and which one it is: numbers grow with each new one.
+#[derive(Clone)]
+pub(super) struct Current {
+    pub(super) connection: Arc<Connect>,
+    generation: u64,
+}
+
+enum Slot {
+    Up(Current),
+    Down(String),
+}
+
+enum Message {
+    /// Connect now, and say how it went.
+    Attempt(Sender<Result<(), HypervisorError>>),
+    /// libvirt said that this connection ended.
+    Lost { generation: u64, reason: String },
+    /// A call on this connection failed in a way that a broken connection would explain.
+    Suspect { generation: u64 },
+    /// Close and end.
+    Stop,
+}
+
+/// The connection of one [`super::Libvirt`].
+pub(super) struct Keeper {
+    slot: Arc<Mutex<Slot>>,
+    inbox: Sender<Message>,
+}
+
+impl Keeper {
+    /// Starts the thread, which connects when [`Keeper::connect`] says so.
+    pub(super) fn start(target: Target, events: EventSender<Event>) -> Result<Self, HypervisorError> {
+        let (inbox, messages) = unbounded();
+        let slot = Arc::new(Mutex::new(Slot::Down("not connected yet".to_owned())));
+        let thread = Thread {
+            target,
+            slot: Arc::clone(&slot),
+            inbox: inbox.clone(),
+            events,
+            migrated: Arc::default(),
+            link: None,
+            generation: 0,
+            attempted: false,
+        };
+        std::thread::Builder::new()
+            .name("libvirt-connection".to_owned())
+            .spawn(move || thread.run(&messages))
+            .map_err(|error| HypervisorError::Failed(format!("cannot start the connection's thread: {error}")))?;
+        Ok(Self { slot, inbox })
+    }
+
+    /// Connects, if it is not connected; after the first call the thread goes on trying by itself.
+    pub(super) fn connect(&self) -> Result<(), HypervisorError> {
+        let (reply, answer) = bounded(1);
+        let _ = self.inbox.send(Message::Attempt(reply));
+        answer
+            .recv()
+            .unwrap_or_else(|_| Err(HypervisorError::Unreachable("the connection's thread has ended".to_owned())))
+    }
+
+    /// The present connection.
+    pub(super) fn current(&self) -> Result<Current, HypervisorError> {
+        match &*self.slot.lock() {
+            Slot::Up(current) => Ok(current.clone()),
+            Slot::Down(reason) => Err(HypervisorError::Unreachable(reason.clone())),
+        }
+    }
+
+    /// Has the thread look whether this connection is still alive.
+    pub(super) fn suspect(&self, current: &Current) {
+        let _ = self.inbox.send(Message::Suspect { generation: current.generation });
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Message::Stop);
+    }
+}
+
+/// What an open connection consists of. The subscription is declared first, so that it ends first.
+struct Link {
+    _subscription: Subscription,
+    current: Current,
+}
+
+struct Thread {
+    target: Target,
+    slot: Arc<Mutex<Slot>>,
+    inbox: Sender<Message>,
+    events: EventSender<Event>,
+    migrated: Arc<Mutex<HashSet<Uuid>>>,
+    link: Option<Link>,
+    generation: u64,
+    attempted: bool,
+}
+
+impl Thread {
+    fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            let message = if self.attempted && self.link.is_none() {
+                messages.recv_timeout(RETRY)
+            } else {
+                messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match message {
+                Ok(Message::Attempt(reply)) => {
+                    let _ = reply.send(self.attempt());
+                }
+                Ok(Message::Lost { generation, reason }) => self.lose(generation, &reason),
+                Ok(Message::Suspect { generation }) => self.examine(generation),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.attempt();
+                }
+            }
+        }
+        *self.slot.lock() = Slot::Down("the connection was closed".to_owned());
+    }
+
+    fn attempt(&mut self) -> Result<(), HypervisorError> {
+        if self.link.is_some() {
+            return Ok(());
+        }
+        self.attempted = true;
+        match self.open() {
+            Ok(link) => {
+                log::info!("connected to {}", self.target.uri());
+                *self.slot.lock() = Slot::Up(link.current.clone());
+                self.link = Some(link);
+                let _ = self.events.send(Event::Connected);
+                Ok(())
+            }
+            Err(error) => {
+                log::debug!("cannot connect to {}: {error}", self.target.uri());
+                let reason = match &error {
+                    HypervisorError::Unreachable(reason) => reason.clone(),
+                    HypervisorError::NoDomain
+                    | HypervisorError::InvalidState(_)
+                    | HypervisorError::Exists(_)
+                    | HypervisorError::Unsupported(_)
+                    | HypervisorError::Failed(_) => error.to_string(),
+                };
+                *self.slot.lock() = Slot::Down(reason);
+                Err(error)
+            }
+        }
+    }
+
+    fn open(&mut self) -> Result<Link, HypervisorError> {
+        if let Some(root) = self.target.embed_root() {
+            embed::prepare(root).map_err(HypervisorError::Failed)?;
+        }
+        let unreachable = |error: virt::error::Error| {
+            HypervisorError::Unreachable(format!("{}: {}", self.target.uri(), error.message()))
+        };
+        let connection = Arc::new(Connect::open(Some(self.target.uri())).map_err(unreachable)?);
+        if !self.target.is_in_process() {
+            // A driver without keepalive says so, which is no reason to do without the driver.
+            let _ = connection.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
+        }
+        self.generation += 1;
+        let listener: Arc<dyn Listener> = Arc::new(Messenger {
+            generation: self.generation,
+            inbox: self.inbox.clone(),
+            events: self.events.clone(),
+            migrated: Arc::clone(&self.migrated),
+        });
+        let subscription =
+            Subscription::new(Arc::clone(&connection), &listener, !self.target.is_in_process()).map_err(unreachable)?;
+        Ok(Link { _subscription: subscription, current: Current { connection, generation: self.generation } })
+    }
+
+    fn examine(&mut self, generation: u64) {
+        let dead = self.link.as_ref().is_some_and(|link| {
+            link.current.generation == generation && !link.current.connection.is_alive().unwrap_or(false)
+        });
+        if dead {
+            self.lose(generation, "the connection to libvirt broke");
+        }
+    }
+
+    fn lose(&mut self, generation: u64, reason: &str) {
+        let Some(link) = self.link.take_if(|link| link.current.generation == generation) else {
+            return;
+        };
+        log::warn!("lost {}: {reason}", self.target.uri());
+        *self.slot.lock() = Slot::Down(reason.to_owned());
+        let _ = self.events.send(Event::Disconnected(reason.to_owned()));
+        drop(link);
+    }
+}
+
+/// Carries events from libvirt's thread to the receiver; never calls libvirt.
+struct Messenger {
+    generation: u64,
+    inbox: Sender<Message>,
+    events: EventSender<Event>,
+    /// Domains that were seen to migrate away: an undefine that follows is part of the migration.
+    migrated: Arc<Mutex<HashSet<Uuid>>>,
+}
+
+impl Listener for Messenger {
+    fn lifecycle(&self, uuid: Uuid, event: c_int, detail: c_int) {
+        let event = match Lifecycle::of(event, detail) {
+            Lifecycle::Undefined { renamed } => {
+                let migrated = self.migrated.lock().remove(&uuid);
+                Event::Undefined { uuid, kept: renamed || migrated }
+            }
+            Lifecycle::MigratedAway => {
+                self.migrated.lock().insert(uuid);
+                Event::Changed(uuid)
+            }
+            Lifecycle::Arrived => {
+                self.migrated.lock().remove(&uuid);
+                Event::Changed(uuid)
+            }
+            Lifecycle::Other => Event::Changed(uuid),
+        };
+        let _ = self.events.send(event);
+    }
+
+    fn changed(&self, uuid: Uuid) {
+        let _ = self.events.send(Event::Changed(uuid));
+    }
+
+    fn closed(&self, reason: c_int) {
+        let _ = self
+            .inbox
+            .send(Message::Lost { generation: self.generation, reason: sys::close_reason(reason).to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    // Numbers of libvirt's lifecycle events: DEFINED 0, UNDEFINED 1, STARTED 2, STOPPED 5.
+    const UNDEFINED: c_int = 1;
+    const STARTED: c_int = 2;
+    const STOPPED: c_int = 5;
+
+    fn messenger() -> (Messenger, Receiver<Event>) {
+        let (events, received) = channel();
+        let messenger = Messenger { generation: 1, inbox: unbounded().0, events, migrated: Arc::default() };
+        (messenger, received)
+    }
+
+    fn undefined_after(before: &[(c_int, c_int)], detail: c_int) -> bool {
+        let (messenger, received) = messenger();
+        let uuid = Uuid::from_u128(7);
+        for (event, detail) in before {
+            messenger.lifecycle(uuid, *event, *detail);
+        }
+        messenger.lifecycle(uuid, UNDEFINED, detail);
+        match received.try_iter().last() {
+            Some(Event::Undefined { uuid: seen, kept }) if seen == uuid => kept,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_undefine_is_final_unless_libvirt_says_renamed_or_migrated() {
+        assert!(!undefined_after(&[], 0));
+        assert!(undefined_after(&[], 1));
+        assert!(undefined_after(&[(STOPPED, 3)], 0));
+        assert!(!undefined_after(&[(STOPPED, 0)], 0));
+    }
+
+    #[test]
+    fn a_domain_that_came_back_after_a_migration_can_be_undefined_for_good() {
+        assert!(!undefined_after(&[(STOPPED, 3), (STARTED, 2), (STOPPED, 1)], 0));
+    }
+}

@@ -1,0 +1,175 @@
+//! A guest of one boot sector: it prints `BOOT`, then a dot at each tick of the timer.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use instancefs::hypervisor::Accelerator;
+use instancefs::hypervisor::definition::{NewDomain, Profile};
+use uuid::Uuid;
+
+/// Runs in the namespace: `$1` is this program and `$2` the test.
+///
+/// `/dev/kvm` gets the permissions there that udev gives it. Without access to a device that exists, libvirt 9 probes
+/// QEMU again before each call, since its probe has access and its check has not.
+const START: &str = r#"
+    if [ -e /dev/kvm ]; then
+        node=$(mktemp -d)/kvm && mknod -m 660 "$node" c 10 232 && chgrp kvm "$node" \
+            && mount --bind "$node" /dev/kvm && rm -r "${node%/*}" 2>/dev/null
+    fi
+    exec "$1" --exact "$2" --nocapture
+"#;
+const INSIDE: &str = "INSTANCEFS_TEST_INSIDE";
+
+/// libvirt's embedded driver allows one root in a process, and no daemon's QEMU beside it. So such a test runs itself
+/// again: false in the process that did this, when the other one has passed.
+pub fn in_a_process_of_its_own(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", START, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .arg(test)
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
+pub struct Guest {
+    state: tempfile::TempDir,
+    uuid: Uuid,
+}
+
+impl Guest {
+    /// Makes a state directory that QEMU's user may pass through, and a disk in it.
+    pub fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        fs::set_permissions(state.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let guest = Self { state, uuid: Uuid::new_v4() };
+        let raw = guest.state().join("disk.raw");
+        let mut disk = boot_sector().to_vec();
+        disk.resize(1 << 20, 0);
+        fs::write(&raw, disk).unwrap();
+        let converted = Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .arg(&raw)
+            .arg(guest.disk())
+            .status()
+            .unwrap();
+        assert!(converted.success());
+        guest
+    }
+
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.state().join("disk.qcow2")
+    }
+
+    pub fn definition(&self, name: &str, profile: &Profile) -> String {
+        NewDomain {
+            uuid: self.uuid,
+            name: name.to_owned(),
+            description: String::new(),
+            vcpus: 1,
+            memory_bytes: 32 << 20,
+            root_disk: self.disk(),
+            console_log: self.console_log(),
+            accelerator: Accelerator::Tcg,
+            metadata: String::new(),
+        }
+        .to_xml(profile)
+    }
+
+    fn console_log(&self) -> PathBuf {
+        self.state().join("console.log")
+    }
+
+    fn console(&self) -> String {
+        fs::read(self.console_log()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// How often it has booted.
+    pub fn boots(&self) -> usize {
+        self.console().matches("BOOT").count()
+    }
+
+    /// How often its timer has ticked.
+    pub fn ticks(&self) -> usize {
+        self.console().matches('.').count()
+    }
+
+    /// Its QEMU is no root process, has a seccomp filter, and owns its disk.
+    pub fn prove_it_is_confined(&self, uuid: Uuid) {
+        let process = process_with_argument(&uuid.to_string());
+        let owner = fs::metadata(&process).unwrap().uid();
+        assert_ne!(owner, 0);
+        assert_eq!(fs::metadata(self.disk()).unwrap().uid(), owner);
+        let status = fs::read_to_string(process.join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+    }
+}
+
+impl Drop for Guest {
+    /// A test that failed half-way leaves no QEMU behind.
+    fn drop(&mut self) {
+        if let Some(process) = find_process(&self.uuid.to_string()) {
+            let pid = process.file_name().unwrap().to_str().unwrap();
+            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+fn process_with_argument(text: &str) -> PathBuf {
+    find_process(text).expect("the guest's process")
+}
+
+fn find_process(argument: &str) -> Option<PathBuf> {
+    fs::read_dir("/proc").ok()?.filter_map(|entry| Some(entry.ok()?.path())).find(|process| {
+        fs::read(process.join("cmdline")).is_ok_and(|line| {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("qemu-system") && line.contains(argument)
+        })
+    })
+}
+
+fn boot_sector() -> [u8; 512] {
+    let code = [
+        0x31, 0xc0, // xor ax, ax
+        0x8e, 0xd8, // mov ds, ax
+        0xfc, // cld
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xbe, 0x1a, 0x7c, // mov si, text
+        // next:
+        0xac, // lodsb
+        0x84, 0xc0, // test al, al
+        0x74, 0x03, // jz tick
+        0xee, // out dx, al
+        0xeb, 0xf8, // jmp next
+        // tick:
+        0xfb, // sti
+        0xf4, // hlt
+        0xb0, b'.', // mov al, '.'
+        0xee, // out dx, al
+        0xeb, 0xf9, // jmp tick
+    ];
+    let text = b"\nBOOT\n\0";
+    assert_eq!(code.len(), 0x1a);
+    let mut sector = [0; 512];
+    sector[..code.len()].copy_from_slice(&code);
+    sector[code.len()..][..text.len()].copy_from_slice(text);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
