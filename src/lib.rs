@@ -7,5 +7,4 @@ pub mod image;
 pub mod inventory;
 pub mod model;
 pub mod store;
-pub mod tree;
 pub mod workflow;

@@ -6,6 +6,7 @@
 pub mod definition;
 pub mod libvirt;
 pub mod simulated;
+pub mod target;
 
 use std::sync::mpsc::Receiver;
 

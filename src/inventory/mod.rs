@@ -31,7 +31,9 @@ pub enum Change {
     /// `events` grew.
     Events,
     /// An instance's console log grew.
-    Console(Uuid),
+    Console(Arc<Instance>),
+    /// A user moved a link of this object: whether it stands where it should has to be looked at again.
+    Moved(Class, Uuid),
 }
 
 /// What is to become visible.
@@ -47,6 +49,8 @@ pub enum Update {
     Events,
     /// An instance's console log grew.
     Console(Uuid),
+    /// A user moved a link of this object.
+    Moved(Class, Uuid),
 }
 
 #[derive(Default)]
@@ -216,7 +220,8 @@ impl Objects {
                 Some(Change::Health)
             }
             Update::Events => Some(Change::Events),
-            Update::Console(id) => Some(Change::Console(id)),
+            Update::Console(id) => self.instances.get(&id).cloned().map(Change::Console),
+            Update::Moved(class, id) => Some(Change::Moved(class, id)),
         }
     }
 

@@ -50,6 +50,7 @@ impl Instance {
         instance::Situation {
             role: caller.role(&self.record.ownership),
             state: self.observed().state,
+            is_defined: self.domain.is_some() || self.record.draft.is_some(),
             task: self.task.as_ref().map(|task| &task.operation),
             protection: &self.record.protection,
             unreachable,

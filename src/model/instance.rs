@@ -18,7 +18,7 @@ use super::caller::Role;
 use super::domain::{Domain, PowerState};
 use super::protection::{Action, Protection};
 use super::reason::Reason;
-use super::record::InstanceRecord;
+use super::record::{CRASH_ACKNOWLEDGED, InstanceRecord};
 use super::task::Operation;
 
 /// Nova's vm_state words. The order is that of their directories' inodes; only ever appended to.
@@ -154,10 +154,10 @@ pub fn observe(record: &InstanceRecord, domain: Option<&Domain>) -> Observed {
         PowerState::PmSuspended => observed(State::Paused, "pmsuspended"),
         PowerState::Crashed => observed(State::Error, "crashed"),
         PowerState::ShutOff => match &record.crashed {
-            Some(reason) => observed(State::Error, reason),
+            Some(reason) if reason != CRASH_ACKNOWLEDGED => observed(State::Error, reason),
             None if domain.reason == "crashed" => observed(State::Error, "crashed"),
-            None if domain.has_managed_save => observed(State::Suspended, "saved"),
-            None => observed(State::Stopped, &domain.reason),
+            Some(_) | None if domain.has_managed_save => observed(State::Suspended, "saved"),
+            Some(_) | None => observed(State::Stopped, &domain.reason),
         },
     }
 }
@@ -169,6 +169,8 @@ pub struct Situation<'a> {
     pub role: Role,
     /// What it is in.
     pub state: State,
+    /// The hypervisor knows it, or it is a draft.
+    pub is_defined: bool,
     /// What runs on it.
     pub task: Option<&'a Operation>,
     /// What protects it.
@@ -223,6 +225,9 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> 
         return Err(Reason::NotInBin);
     }
     built(word)?;
+    if !situation.is_defined && word != Word::Deleted {
+        return Err(Reason::NotBuilt { what: "a way to define again what was undefined outside" });
+    }
     if word != Word::Deleted {
         reachable(situation.unreachable)?;
     }
@@ -239,8 +244,10 @@ pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
     Word::REQUESTS
         .into_iter()
         .filter(|word| {
-            let allowed =
-                situation.task.is_none() && built(*word).is_ok() && transition(situation.state, *word).is_some();
+            let allowed = situation.is_defined
+                && situation.task.is_none()
+                && built(*word).is_ok()
+                && transition(situation.state, *word).is_some();
             let action = if *word == Word::Deleted { Action::Delete } else { Action::Change };
             allowed && situation.protection.check(action, situation.role).is_ok()
         })

@@ -54,6 +54,8 @@ pub enum Reason {
         /// Its task word.
         task: &'static str,
     },
+    /// Somebody still has a draft's data open for writing.
+    DataOpen,
     /// The object's state does not allow it.
     State {
         /// What it is in.
@@ -117,7 +119,7 @@ impl Reason {
             | Reason::Policy(_) => libc::EPERM,
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => libc::EOPNOTSUPP,
             Reason::Unreachable(_) => libc::ENODEV,
-            Reason::Busy { .. } => libc::EBUSY,
+            Reason::Busy { .. } | Reason::DataOpen => libc::EBUSY,
             Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
             Reason::NotFound(_) => libc::ENOENT,
             Reason::NotEmpty => libc::ENOTEMPTY,
@@ -208,6 +210,7 @@ impl fmt::Display for Reason {
             Reason::Busy { task } => {
                 write!(f, "the task {task} owns the object; try again after it (instancefs wait)")
             }
+            Reason::DataOpen => write!(f, "its data is still open for writing; close it and try again"),
             Reason::State { state, word, available } => {
                 write!(f, "{word} is not possible from {state}; possible now: {available}")
             }

@@ -69,6 +69,10 @@ pub struct Draft {
     pub written: bool,
 }
 
+/// The value of [`InstanceRecord::crashed`] that says: the crash that the hypervisor reports is no error any more. It
+/// holds until the guest runs again.
+pub const CRASH_ACKNOWLEDGED: &str = "";
+
 /// An instance, under `instances/<uuid>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
@@ -102,7 +106,8 @@ pub struct InstanceRecord {
     pub root_disk_bytes: Option<u64>,
     /// The disks that we made for it.
     pub disks: Vec<DiskRecord>,
-    /// Why it is in `error` although the hypervisor has moved on (a crash is remembered until the next start).
+    /// Why it is in `error` although the hypervisor has moved on (a crash is remembered until the next start);
+    /// [`CRASH_ACKNOWLEDGED`] after somebody answered the crash that the hypervisor still reports.
     pub crashed: Option<String>,
     /// The operation that owns it.
     pub operation: Option<Uuid>,
@@ -114,6 +119,8 @@ pub struct InstanceRecord {
     pub seen: Option<Domain>,
     /// What its definition said, last seen.
     pub definition: Option<Definition>,
+    /// Grows whenever the stored definition becomes another text.
+    pub definition_revision: u64,
 }
 
 /// An image, under `images/<uuid>`.

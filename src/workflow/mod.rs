@@ -1,4 +1,26 @@
 //! How things are done: requests judged and recorded, operations run in journaled steps.
+//!
+//! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them, `operation` runs what takes longer, step by
+//! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left.
 
+mod apply;
+mod boot;
+mod commit;
+mod draft;
+pub mod drafts_data;
+pub mod engine;
+pub mod events;
+mod gate;
+mod journal;
+mod judge;
 pub mod ledger;
+mod operation;
+mod power;
+pub mod reconcile;
+pub mod recovery;
 pub mod request;
+mod turn;
+
+pub use drafts_data::{DraftData, Writer};
+pub use engine::{Engine, Parts, Settings};
+pub use recovery::load;

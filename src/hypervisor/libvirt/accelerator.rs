@@ -76,10 +76,10 @@ pub fn probe_remembered(profile: &Profile, state_dir: &Path) -> Accelerator {
     }
     let path = state_dir.join(REMEMBERED);
     let circumstances = circumstances(&profile.emulator);
-    if let (Ok(now), Some(before)) = (&circumstances, remembered(&path)) {
-        if *now == before.circumstances {
-            return before.accelerator;
-        }
+    if let (Ok(now), Some(before)) = (&circumstances, remembered(&path))
+        && *now == before.circumstances
+    {
+        return before.accelerator;
     }
     let accelerator = match probe(profile, Accelerator::Kvm) {
         Ok(()) => Accelerator::Kvm,
@@ -180,10 +180,10 @@ fn command(profile: &Profile, accelerator: Accelerator, disk: File) -> Command {
     command.arg(format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"));
     command.args(["-drive", "file=/dev/stdin,format=raw,if=ide,file.locking=off"]);
     command.stdin(disk).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
-    if geteuid().is_root() {
-        if let Ok(user) = embed::unprivileged_user() {
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-        }
+    if geteuid().is_root()
+        && let Ok(user) = embed::unprivileged_user()
+    {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     command
 }

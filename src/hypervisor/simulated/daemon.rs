@@ -267,10 +267,10 @@ impl Daemon {
             return None;
         }
         self.publish();
-        if self.back_at.is_some_and(|at| at <= now) {
-            if let Err(error) = self.reconnect() {
-                log::error!("the simulated daemon cannot come back: {error}");
-            }
+        if self.back_at.is_some_and(|at| at <= now)
+            && let Err(error) = self.reconnect()
+        {
+            log::error!("the simulated daemon cannot come back: {error}");
         }
         let mut next: Vec<u64> = self.host.next_due().into_iter().chain(self.back_at).collect();
         if !self.state.hung {

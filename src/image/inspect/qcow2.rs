@@ -193,7 +193,7 @@ fn table(
     if bytes > most_bytes {
         return Err("is absurdly large");
     }
-    if offset == 0 || offset % cluster_bytes != 0 {
+    if offset == 0 || !offset.is_multiple_of(cluster_bytes) {
         return Err("does not begin at a cluster of its own");
     }
     match offset.checked_add(bytes) {

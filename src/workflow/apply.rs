@@ -1,0 +1,185 @@
+//! Accepted changes, written into records; and the words in which events tell of them.
+
+use super::draft;
+use super::judge::Judge;
+use crate::inventory::{Image, Instance};
+use crate::model::caller::{Caller, Ownership, Role};
+use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::protection::{Level, Lock};
+use crate::model::reason::Reason;
+
+/// What changed, in words.
+pub(super) struct Words {
+    /// The attribute.
+    pub(super) what: &'static str,
+    /// What it read before.
+    pub(super) from: String,
+    /// What was asked for.
+    pub(super) to: String,
+}
+
+fn words(what: &'static str, from: impl ToString, to: impl ToString) -> Words {
+    Words { what, from: from.to_string(), to: to.to_string() }
+}
+
+/// Tells of a change of an instance, before it is made.
+pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) -> Words {
+    let record = &instance.record;
+    let lock = record.protection.lock.as_ref();
+    match change {
+        InstanceChange::Name(name) => words("name", instance.name(), name),
+        InstanceChange::Description(text) => words("description", &record.description, text),
+        InstanceChange::State(word) => words("state", instance.observed().state.word(), word.word()),
+        InstanceChange::Locked(value) => words("locked", u8::from(lock.is_some()), u8::from(*value)),
+        InstanceChange::LockedReason(text) => {
+            words("locked_reason", lock.map_or("", |lock| lock.reason.as_str()), text)
+        }
+        InstanceChange::DisableTerminate(value) => {
+            words("disable_terminate", u8::from(record.protection.disable_terminate), u8::from(*value))
+        }
+        InstanceChange::Owner(uid) => words("owner", record.ownership.owner, uid),
+        InstanceChange::Project(gid) => words("project", record.ownership.project, gid),
+        InstanceChange::Image(image) => {
+            words("image", record.image.map(|image| image.to_string()).unwrap_or_default(), image)
+        }
+        InstanceChange::Vcpus(count) => words("vcpus", record.vcpus, count),
+        InstanceChange::MemoryBytes(bytes) => words("memory_bytes", record.memory_bytes, bytes),
+        InstanceChange::RootDiskBytes(bytes) => {
+            let present = record.root_disk_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+            words("root_disk_bytes", present, bytes)
+        }
+        InstanceChange::StopTimeoutSeconds(seconds) => {
+            words("stop_timeout_seconds", record.stop_timeout_seconds, seconds)
+        }
+        InstanceChange::RebootSoft => words("reboot", "", "soft"),
+        InstanceChange::RebootHard => words("reboot", "", "hard"),
+        InstanceChange::ResetState => words("reset_state", "", "1"),
+    }
+}
+
+/// Tells of a change of an image, before it is made.
+pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
+    let record = &image.record;
+    match change {
+        ImageChange::Name(name) => words("name", &record.name, name),
+        ImageChange::Description(text) => words("description", &record.description, text),
+        ImageChange::State(word) => words("state", image.state().word(), word.word()),
+        ImageChange::DiskFormat(format) => {
+            words("disk_format", record.disk_format.map_or("", |format| format.word()), format.word())
+        }
+        ImageChange::Owner(uid) => words("owner", record.ownership.owner, uid),
+        ImageChange::Project(gid) => words("project", record.ownership.project, gid),
+    }
+}
+
+/// Whether the domain's metadata tells of this attribute.
+pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
+    match change {
+        InstanceChange::Description(_)
+        | InstanceChange::Locked(_)
+        | InstanceChange::LockedReason(_)
+        | InstanceChange::DisableTerminate(_)
+        | InstanceChange::Owner(_)
+        | InstanceChange::Project(_) => true,
+        InstanceChange::Name(_)
+        | InstanceChange::State(_)
+        | InstanceChange::Image(_)
+        | InstanceChange::Vcpus(_)
+        | InstanceChange::MemoryBytes(_)
+        | InstanceChange::RootDiskBytes(_)
+        | InstanceChange::StopTimeoutSeconds(_)
+        | InstanceChange::RebootSoft
+        | InstanceChange::RebootHard
+        | InstanceChange::ResetState => false,
+    }
+}
+
+impl Judge<'_, '_> {
+    /// Writes an attribute that is nothing but a record.
+    pub(super) fn record_instance(
+        &self,
+        instance: &mut Instance,
+        caller: &Caller,
+        change: &InstanceChange,
+    ) -> Result<(), Reason> {
+        let role = caller.role(&instance.record.ownership);
+        let id = instance.id;
+        let record = &mut instance.record;
+        match change {
+            InstanceChange::Name(name) => {
+                self.name_is_free(name, id)?;
+                record.name.clone_from(name);
+            }
+            InstanceChange::Description(text) => record.description.clone_from(text),
+            InstanceChange::Locked(true) => {
+                let reason = record.protection.lock.take().map(|lock| lock.reason).unwrap_or_default();
+                let level = if role == Role::Root { Level::Admin } else { Level::Owner };
+                record.protection.lock = Some(Lock { by: caller.login.clone(), at: self.now, level, reason });
+            }
+            InstanceChange::Locked(false) => record.protection.lock = None,
+            InstanceChange::LockedReason(text) => {
+                if let Some(lock) = &mut record.protection.lock {
+                    lock.reason.clone_from(text);
+                }
+            }
+            InstanceChange::DisableTerminate(value) => record.protection.disable_terminate = *value,
+            InstanceChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
+            InstanceChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
+            InstanceChange::Image(image) => {
+                if self.batch.image(*image).is_none() {
+                    return Err(Reason::NotFound(format!("image {image}")));
+                }
+                record.image = Some(*image);
+            }
+            InstanceChange::Vcpus(count) => record.vcpus = *count,
+            InstanceChange::MemoryBytes(bytes) => record.memory_bytes = *bytes,
+            InstanceChange::RootDiskBytes(bytes) => record.root_disk_bytes = Some(*bytes),
+            InstanceChange::StopTimeoutSeconds(seconds) => record.stop_timeout_seconds = *seconds,
+            // These are operations.
+            InstanceChange::State(_)
+            | InstanceChange::RebootSoft
+            | InstanceChange::RebootHard
+            | InstanceChange::ResetState => {}
+        }
+        Ok(())
+    }
+
+    /// Makes a draft of an instance or image.
+    pub(super) fn ownership_for(&self, caller: &Caller) -> Ownership {
+        let project = match self.shared.settings.projects.contains(&caller.gid) {
+            true => caller.gid,
+            false => crate::model::caller::NO_PROJECT,
+        };
+        Ownership { owner: caller.uid, project, generation: 0 }
+    }
+
+    /// A new instance draft, numbered.
+    pub(super) fn instance_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Instance {
+        draft::new_instance(id, self.batch.next_number(), self.ownership_for(caller), self.now)
+    }
+
+    /// A new image draft, numbered.
+    pub(super) fn image_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Image {
+        draft::new_image(id, self.batch.next_number(), self.ownership_for(caller), self.now)
+    }
+}
+
+/// Writes an attribute of an image that is nothing but a record.
+pub(super) fn record_image(image: &mut Image, change: &ImageChange) {
+    let record = &mut image.record;
+    match change {
+        ImageChange::Name(name) => record.name.clone_from(name),
+        ImageChange::Description(text) => record.description.clone_from(text),
+        ImageChange::DiskFormat(format) => record.disk_format = Some(*format),
+        ImageChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
+        ImageChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
+        // An operation.
+        ImageChange::State(_) => {}
+    }
+}
+
+/// Handles that were opened before can tell.
+fn hand_over(ownership: &mut Ownership, change: impl FnOnce(&mut Ownership)) {
+    change(ownership);
+    ownership.generation += 1;
+}

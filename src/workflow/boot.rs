@@ -1,0 +1,243 @@
+//! Drafts become real: root disk, definition, and start if it is to boot.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::journal::{has_run, is_active, without_disk};
+use super::ledger::now;
+use super::operation::{Ending, Halt, Run, WhenFull};
+use crate::block::{BlockError, NewDisk};
+use crate::hypervisor::HypervisorError;
+use crate::hypervisor::definition::{METADATA_NAMESPACE, NewDomain};
+use crate::inventory::{Image, Instance, Object};
+use crate::model::reason::Reason;
+use crate::model::record::{DiskRecord, InstanceRecord};
+use crate::model::task::Creation;
+
+/// The step after which the guest may have run.
+pub(super) const START: &str = "start";
+
+const ROOT_DISK: &str = "root_disk";
+const DEFINE: &str = "define";
+const LEFTOVERS: &str = "leftovers";
+
+/// What follows the definition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    Start,
+    StayOff,
+}
+
+/// Makes a draft real.
+pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
+    let instance = run.instance()?;
+    let image = usable_image(run, &instance.record)?;
+    let size_bytes = disk_size(&instance.record, &image).map_err(Halt::Failed)?;
+    match run.look()? {
+        Some(domain) => {
+            let ours = run.maker()?;
+            if run.has_begun(START)? && has_run(&domain) {
+                return ran(run);
+            }
+            if ours != Some(run.id) {
+                if is_active(&domain) || !made_by_us(&instance, ours) {
+                    return Err(Halt::Failed(Reason::Failed(
+                        "a domain of this uuid exists already and was defined outside; undefine or keep it, and make \
+                         a draft with another uuid"
+                            .to_owned(),
+                    )));
+                }
+                clear_leftovers(run)?;
+                make(run, &image, size_bytes)?;
+            }
+        }
+        None => {
+            clear_leftovers(run)?;
+            make(run, &image, size_bytes)?;
+        }
+    }
+    match then {
+        Then::StayOff => {}
+        Then::Start => {
+            run.begin(START)?;
+            start(run)?;
+        }
+    }
+    run.refresh()?;
+    Ok(real(then, Some(size_bytes)))
+}
+
+/// The end of a boot whose guest turned out to have run.
+pub(super) fn ran(run: &Run) -> Result<Ending, Halt> {
+    let instance = run.instance()?;
+    let size_bytes = instance.record.root_disk_bytes.or_else(|| {
+        let image = usable_image(run, &instance.record).ok()?;
+        Some(image.record.virtual_size_bytes)
+    });
+    // A connection that is lost again does not change what happened.
+    let _shown_later = run.refresh();
+    Ok(real(Then::Start, size_bytes))
+}
+
+fn real(then: Then, size_bytes: Option<u64>) -> Ending {
+    Ending::Instance(Box::new(move |instance: &mut Instance| {
+        instance.record.draft = None;
+        instance.record.root_disk_bytes = size_bytes;
+        instance.record.crashed = None;
+        match then {
+            Then::Start => instance.record.launched_at = Some(now()),
+            Then::StayOff => {}
+        }
+    }))
+}
+
+fn make(run: &Run, image: &Image, size_bytes: u64) -> Result<(), Halt> {
+    let image_path = run.shared.image_path(image.id);
+    let format = image.record.disk_format.ok_or_else(|| Halt::Failed(not_active()))?;
+    let disk =
+        NewDisk { instance: run.object, operation: run.id, image: &image_path, image_format: format, size_bytes };
+    let record = run.shared.parts.block.plan(&disk);
+    run.begin_creating(ROOT_DISK, Creation::Disk(record.clone()))?;
+    run.shared.parts.block.create(&disk).map_err(|error| Halt::Failed(of_block(error)))?;
+    run.proceed()?;
+    define(run, &record)
+}
+
+fn define(run: &Run, disk: &DiskRecord) -> Result<(), Halt> {
+    let accelerator = run.hypervisor().accelerator()?;
+    let console_log = run.shared.console_path(run.object);
+    make_directory_of(&console_log).map_err(|error| {
+        Halt::Failed(Reason::Failed(format!("the directory of {} cannot be made: {error}", console_log.display())))
+    })?;
+    run.begin_creating(DEFINE, Creation::Definition)?;
+    // Read after the journal, so that what was written before the claim is in it.
+    let record = &run.instance()?.record;
+    let domain = NewDomain {
+        uuid: run.object,
+        name: record.name.clone(),
+        description: record.description.clone(),
+        vcpus: record.vcpus,
+        memory_bytes: record.memory_bytes,
+        root_disk: run.shared.parts.block.path(disk),
+        console_log,
+        accelerator,
+        metadata: mark(run.id),
+    };
+    let xml = domain.to_xml(&run.hypervisor().definition_profile());
+    match run.hypervisor().define(&xml) {
+        Ok(()) => Ok(()),
+        Err(HypervisorError::Exists(_)) => Err(Halt::Failed(Reason::NameTaken(record.name.clone()))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn start(run: &Run) -> Result<(), Halt> {
+    match run.hypervisor().start(run.object) {
+        Ok(()) => Ok(()),
+        Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
+        Err(error) => match run.look()? {
+            // An earlier call, or another client, was first.
+            Some(domain) if has_run(&domain) => Ok(()),
+            Some(_) | None => Err(error.into()),
+        },
+    }
+}
+
+/// Removes what a failed undo of an earlier operation left of this draft: exactly the disks in its record, and a
+/// definition that was made by the same operation.
+pub(super) fn clear_leftovers(run: &Run) -> Result<(), Halt> {
+    let instance = run.instance()?;
+    for disk in instance.record.disks.iter().filter(|disk| disk.operation != run.id) {
+        run.guard()?;
+        run.begin(LEFTOVERS)?;
+        if let Some(domain) = run.look()? {
+            if is_active(&domain) || run.maker()? != Some(disk.operation) {
+                return Err(Halt::Failed(Reason::Failed(format!(
+                    "a domain of this uuid exists and may use the disk {}; it is kept",
+                    disk.reference
+                ))));
+            }
+            run.guard()?;
+            run.hypervisor().undefine(run.object)?;
+        }
+        run.guard()?;
+        run.shared.parts.block.remove(disk).map_err(|error| Halt::Failed(of_block(error)))?;
+        let (object, disk) = (run.object, disk.clone());
+        run.store(
+            Arc::new(move |batch| {
+                if let Some(instance) = batch.instance(object) {
+                    batch.put(Object::Instance(Arc::new(without_disk(&instance, &disk))));
+                }
+            }),
+            WhenFull::Wait,
+        )?;
+    }
+    Ok(())
+}
+
+fn made_by_us(instance: &Instance, maker: Option<Uuid>) -> bool {
+    maker.is_some_and(|maker| instance.record.disks.iter().any(|disk| disk.operation == maker))
+}
+
+/// The image that a draft names, if a disk can be made of it.
+fn usable_image(run: &Run, record: &InstanceRecord) -> Result<Arc<Image>, Halt> {
+    let id = record.image.ok_or_else(|| Halt::Failed(no_image()))?;
+    let image = run.shared.parts.ledger.inventory().image(id);
+    let image = image.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("image {id}"))))?;
+    if image.record.draft.is_some() { Err(Halt::Failed(not_active())) } else { Ok(image) }
+}
+
+/// The size of the root disk in bytes: the wanted one, which the image has to fit in, or the image's.
+pub(super) fn disk_size(record: &InstanceRecord, image: &Image) -> Result<u64, Reason> {
+    let least = image.record.virtual_size_bytes;
+    match record.root_disk_bytes {
+        None => Ok(least),
+        Some(bytes) if bytes >= least => Ok(bytes),
+        Some(_) => Err(Reason::OutOfRange { low: least, high: i64::MAX as u64, unit: "bytes (the image's size)" }),
+    }
+}
+
+/// A draft without an image cannot boot.
+pub(super) fn no_image() -> Reason {
+    Reason::Malformed("it has no image; write an image first".to_owned())
+}
+
+/// Neither can one whose image is a draft.
+pub(super) fn not_active() -> Reason {
+    Reason::Malformed("its image is still a draft; write active to the image's state first".to_owned())
+}
+
+/// What a failing block backend means to the caller.
+pub(super) fn of_block(error: BlockError) -> Reason {
+    match error {
+        BlockError::NoSpace(place) => Reason::NoSpace(place),
+        error @ (BlockError::Exists(_) | BlockError::NotOurs(_) | BlockError::Failed(_)) => {
+            Reason::Failed(error.to_string())
+        }
+    }
+}
+
+/// Our element in the metadata of a new definition, which tells it from others' until it is mirrored.
+fn mark(operation: Uuid) -> String {
+    format!("<instancefs:instance xmlns:instancefs=\"{METADATA_NAMESPACE}\" operation=\"{operation}\"/>")
+}
+
+/// The operation in [`mark`].
+pub(super) fn maker(xml: &str) -> Option<Uuid> {
+    let document = roxmltree::Document::parse(xml).ok()?;
+    let metadata = document.root_element().children().find(|node| node.has_tag_name("metadata"))?;
+    let ours = metadata.children().find(|node| node.tag_name().namespace() == Some(METADATA_NAMESPACE))?;
+    Uuid::try_parse(ours.attribute("operation")?).ok()
+}
+
+/// Makes the directory that a file is to lie in, passable for QEMU.
+fn make_directory_of(path: &std::path::Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => fs::DirBuilder::new().recursive(true).mode(0o711).create(parent),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,119 @@
+//! Drafts: what a new one is, and how one is removed with what was written into it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::boot::clear_leftovers;
+use super::drafts_data::of_io;
+use super::operation::{Ending, Halt, Run};
+use crate::inventory::{Image, Instance};
+use crate::model::Class;
+use crate::model::caller::Ownership;
+use crate::model::protection::{Action, Protection};
+use crate::model::record::{Draft, ErrorHistory, ImageRecord, InstanceRecord};
+
+const DEFAULT_VCPUS: u32 = 1;
+const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+const DEFAULT_STOP_TIMEOUT_SECONDS: u32 = 60;
+
+/// Writers of a draft that is to be discarded may go on for this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A new instance draft.
+pub(super) fn new_instance(id: Uuid, number: u64, ownership: Ownership, now: u64) -> Instance {
+    let record = InstanceRecord {
+        number,
+        name: id.to_string(),
+        description: String::new(),
+        ownership,
+        protection: Protection::default(),
+        created_at: now,
+        updated_at: now,
+        launched_at: None,
+        stop_timeout_seconds: DEFAULT_STOP_TIMEOUT_SECONDS,
+        draft: Some(Draft { written: false }),
+        image: None,
+        vcpus: DEFAULT_VCPUS,
+        memory_bytes: DEFAULT_MEMORY_BYTES,
+        root_disk_bytes: None,
+        disks: Vec::new(),
+        crashed: None,
+        operation: None,
+        last_task: None,
+        errors: ErrorHistory::default(),
+        seen: None,
+        definition: None,
+        definition_revision: 0,
+    };
+    Instance { id, record, domain: None, task: None }
+}
+
+/// A new image draft.
+pub(super) fn new_image(id: Uuid, number: u64, ownership: Ownership, now: u64) -> Image {
+    let record = ImageRecord {
+        number,
+        name: id.to_string(),
+        description: String::new(),
+        ownership,
+        created_at: now,
+        updated_at: now,
+        draft: Some(Draft { written: false }),
+        disk_format: None,
+        size_bytes: 0,
+        virtual_size_bytes: 0,
+        sha512: None,
+        operation: None,
+        last_task: None,
+        errors: ErrorHistory::default(),
+    };
+    Image { id, record, task: None, data_bytes: 0 }
+}
+
+/// Removes a draft.
+pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
+    match run.class {
+        Class::Instance => {
+            clear_leftovers(run)?;
+            let instance = run.instance()?;
+            let role = crate::model::caller::Role::Root;
+            instance.record.protection.check(Action::Delete, role).map_err(Halt::Failed)?;
+            Ok(Ending::Removed)
+        }
+        Class::Image => {
+            let data = run.shared.drafts.get(&run.shared, run.object);
+            data.close(PATIENCE).map_err(Halt::Failed)?;
+            let removed = remove_data(run);
+            if removed.is_err() {
+                data.reopen();
+            }
+            removed.map(|()| Ending::Removed)
+        }
+        Class::Task => Ok(Ending::Removed),
+    }
+}
+
+/// Removes exactly the file that this draft's writers made, and its directory if nothing else is in it.
+fn remove_data(run: &Run) -> Result<(), Halt> {
+    let path = run.shared.draft_path(run.object);
+    run.begin("remove_data")?;
+    absent_is_fine(fs::remove_file(&path)).map_err(|error| Halt::Failed(of_io(&error)))?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    match absent_is_fine(fs::remove_dir(directory)) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+            log::warn!("the directory {} stays: {error}", directory.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+    Ok(())
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

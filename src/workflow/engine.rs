@@ -1,0 +1,275 @@
+//! The engine's outside: what it is made of, and how the rooms above talk to it. Its thread is in `turn`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::drafts_data::{DraftData, Drafts};
+use super::events::{Entry, EventLog};
+use super::gate::Gate;
+use super::ledger::{Ledger, now};
+use super::operation::{Edit, Fault};
+use super::reconcile::Reconciler;
+use super::recovery;
+use super::request::{Completion, Submission};
+use super::turn::EngineThread;
+use crate::block::BlockBackend;
+use crate::hypervisor::Hypervisor;
+use crate::inventory::Object;
+use crate::model::Class;
+use crate::model::caller::Caller;
+use crate::model::reason::Reason;
+use crate::model::record::{ErrorHistory, ErrorLine};
+use crate::store::StoreError;
+
+/// How long the end waits for operations to notice it.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the engine works with.
+pub struct Parts {
+    /// Where objects change.
+    pub ledger: Arc<Ledger>,
+    /// Where guests run.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Where disks are made.
+    pub block: Arc<dyn BlockBackend>,
+    /// Who shows what the hypervisor says.
+    pub reconciler: Arc<Reconciler>,
+    /// Who is told of everything.
+    pub events: Arc<EventLog>,
+}
+
+/// How the engine works.
+pub struct Settings {
+    /// A waiting request is answered so long after its operation began at the latest.
+    pub settle: Duration,
+    /// Where images and consoles lie.
+    pub state_directory: PathBuf,
+    /// Nothing is ever changed.
+    pub read_only: bool,
+    /// Group ids that are projects.
+    pub projects: Vec<u32>,
+    /// The group that QEMU runs in, which has to read images.
+    pub guest_group: Option<u32>,
+    /// How many drafts a user may have.
+    pub drafts_per_user: usize,
+}
+
+/// What the engine's thread is told.
+pub(super) enum Message {
+    Submit(Submission),
+    Edit { edit: Edit, done: Sender<Result<(), Fault>> },
+    Refused { caller: Caller, object: (Class, Uuid), file: String, reason: Reason, done: Option<Completion> },
+    Ended { id: Uuid, result: Result<(), Reason>, cancelled: bool },
+    Looked { id: Uuid, result: Result<(), Reason> },
+    Expire,
+    Stop,
+}
+
+/// What the engine's threads share.
+pub(super) struct Shared {
+    pub(super) parts: Parts,
+    pub(super) settings: Settings,
+    pub(super) gate: Gate,
+    pub(super) drafts: Drafts,
+    messages: Sender<Message>,
+}
+
+impl Shared {
+    /// Tells the engine's thread; nobody listens after the end.
+    pub(super) fn tell(&self, message: Message) {
+        let _ended = self.messages.send(message);
+    }
+
+    /// Has the engine's thread store an edit, together with whatever else is queued. Returns when it is durable.
+    pub(super) fn edit(&self, edit: Edit) -> Result<(), Fault> {
+        if self.gate.stopping() {
+            return Err(Fault::Stopped);
+        }
+        let (done, stored) = bounded(1);
+        self.messages.send(Message::Edit { edit, done }).map_err(|_| Fault::Stopped)?;
+        stored.recv().unwrap_or(Err(Fault::Stopped))
+    }
+
+    pub(super) fn image_path(&self, image: Uuid) -> PathBuf {
+        self.settings.state_directory.join("images").join(image.to_string()).join("data")
+    }
+
+    pub(super) fn draft_path(&self, image: Uuid) -> PathBuf {
+        self.image_path(image).with_extension("part")
+    }
+
+    pub(super) fn console_path(&self, instance: Uuid) -> PathBuf {
+        self.settings.state_directory.join("consoles").join(format!("{instance}.log"))
+    }
+}
+
+/// See the module. Dropping it is [`Engine::stop`].
+pub struct Engine {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the engine, and the operations again that an earlier life of the program left unfinished. The inventory
+    /// has been filled before, from [`super::recovery::load`].
+    pub fn start(parts: Parts, settings: Settings) -> Result<Arc<Engine>, StoreError> {
+        let (messages, queue) = unbounded();
+        let shared = Arc::new(Shared { parts, settings, gate: Gate::default(), drafts: Drafts::default(), messages });
+        let mut thread = EngineThread::new(shared.clone());
+        if !shared.settings.read_only {
+            for unfinished in recovery::unfinished(&shared)? {
+                thread.adopt(&unfinished);
+            }
+        }
+        let handle = thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || thread.run(&queue))
+            .map_err(|error| StoreError::Failed(format!("no thread for the engine: {error}")))?;
+        Ok(Arc::new(Engine { shared, thread: Mutex::new(Some(handle)) }))
+    }
+
+    /// Takes a request; returns at once.
+    pub fn submit(&self, submission: Submission) {
+        if let Err(error) = self.shared.messages.send(Message::Submit(submission))
+            && let Message::Submit(submission) = error.into_inner()
+        {
+            (submission.done)(Err(Fault::Stopped.reason()));
+        }
+    }
+
+    /// Remembers a refusal that the tree gave without asking here: for the object, or else for the caller. Returns at
+    /// once; it is stored with whatever is stored next.
+    pub fn refused(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: &Reason) {
+        self.remember(caller, object, file, reason, None);
+    }
+
+    /// Like [`Engine::refused`], and answers once `last_error` shows it: who got an errno reads the reason next.
+    pub fn refuse(
+        &self,
+        caller: &Caller,
+        object: Option<(Class, Uuid)>,
+        file: &str,
+        reason: &Reason,
+        done: Completion,
+    ) {
+        self.remember(caller, object, file, reason, Some(done));
+    }
+
+    fn remember(
+        &self,
+        caller: &Caller,
+        object: Option<(Class, Uuid)>,
+        file: &str,
+        reason: &Reason,
+        done: Option<Completion>,
+    ) {
+        self.shared.parts.events.record(refusal(&self.shared, caller, object, file, reason));
+        match object.filter(|(class, id)| self.shared.parts.ledger.inventory().get(*class, *id).is_some()) {
+            Some(object) => self.shared.tell(Message::Refused {
+                caller: caller.clone(),
+                object,
+                file: file.to_owned(),
+                reason: reason.clone(),
+                done,
+            }),
+            None => {
+                remember_for_caller(&self.shared, caller, line(caller, file, reason));
+                if let Some(done) = done {
+                    done(Err(reason.clone()));
+                }
+            }
+        }
+    }
+
+    /// The data of an image draft; `None` for anything else.
+    pub fn draft_data(&self, image: Uuid) -> Option<Arc<DraftData>> {
+        let draft = self.shared.parts.ledger.inventory().image(image)?.record.draft;
+        draft.map(|_| self.shared.drafts.get(&self.shared, image))
+    }
+
+    /// Where an active image's data lies.
+    pub fn image_path(&self, image: Uuid) -> PathBuf {
+        self.shared.image_path(image)
+    }
+
+    /// Where the console of an instance made here is logged.
+    pub fn console_path(&self, instance: Uuid) -> PathBuf {
+        self.shared.console_path(instance)
+    }
+
+    /// Removes finished tasks whose time is over. Returns at once.
+    pub fn expire(&self) {
+        self.shared.tell(Message::Expire);
+    }
+
+    /// Ends the threads. Guests, and operations that are not finished, stay as they are; a thread that hangs in the
+    /// hypervisor stays there and does nothing more when it comes back.
+    pub fn stop(&self) {
+        self.shared.gate.close();
+        self.shared.tell(Message::Stop);
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            log::error!("the engine's thread panicked");
+        }
+        if !self.shared.gate.drained(END_PATIENCE) {
+            log::warn!("some operations hang in the hypervisor; they are looked at again at the next start");
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+pub(super) fn line(caller: &Caller, file: &str, reason: &Reason) -> ErrorLine {
+    ErrorLine {
+        time: now(),
+        login: caller.login.clone(),
+        file: file.to_owned(),
+        errno: reason.errno_name().to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+pub(super) fn remember_for_caller(shared: &Shared, caller: &Caller, line: ErrorLine) {
+    let inventory = shared.parts.ledger.inventory();
+    let mut history: ErrorHistory = inventory.refusals(caller.uid);
+    history.push(line);
+    inventory.set_refusals(caller.uid, history);
+}
+
+pub(super) fn refusal(
+    shared: &Shared,
+    caller: &Caller,
+    object: Option<(Class, Uuid)>,
+    file: &str,
+    reason: &Reason,
+) -> Entry {
+    let found = object.and_then(|(class, id)| shared.parts.ledger.inventory().get(class, id));
+    let name = match found {
+        Some(Object::Instance(instance)) => instance.name().to_owned(),
+        Some(Object::Image(image)) => image.record.name.clone(),
+        Some(Object::Task(_)) | None => String::new(),
+    };
+    Entry {
+        class: object.map(|(class, _)| class),
+        id: object.map(|(_, id)| id),
+        name,
+        uid: caller.uid,
+        login: caller.login.clone(),
+        what: file.to_owned(),
+        from: String::new(),
+        to: String::new(),
+        errno: reason.errno_name().to_owned(),
+        reason: reason.to_string(),
+    }
+}

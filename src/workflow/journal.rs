@@ -1,0 +1,209 @@
+//! The journal of an operation: each step is stored before it runs, with what it will create, and undone by that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::ledger::Batch;
+use super::operation::{Halt, RolledBack, Run, WhenFull};
+use crate::hypervisor::{Domain, HypervisorError, PowerState};
+use crate::inventory::{Instance, Object};
+use crate::model::record::DiskRecord;
+use crate::model::task::{Creation, Step, StepState, TaskState};
+
+/// How often an undo that fails is tried.
+const UNDO_TRIES: u32 = 3;
+const UNDO_PAUSE: Duration = Duration::from_millis(200);
+
+impl Run {
+    /// Stores that a step begins, which says that those before it are done.
+    pub(super) fn begin(&self, name: &'static str) -> Result<(), Halt> {
+        self.step(name, None, |_| {})
+    }
+
+    /// Stores that a step begins that creates something. A disk is in the instance's record from here on.
+    pub(super) fn begin_creating(&self, name: &'static str, creates: Creation) -> Result<(), Halt> {
+        let (object, disk) = match &creates {
+            Creation::Disk(disk) => (self.object, Some(disk.clone())),
+            Creation::Definition => (self.object, None),
+        };
+        self.step(name, Some(creates), move |batch| {
+            let (Some(instance), Some(disk)) = (batch.instance(object), &disk) else { return };
+            if !instance.record.disks.contains(disk) {
+                let mut instance = (*instance).clone();
+                instance.record.disks.push(disk.clone());
+                batch.put(Object::Instance(Arc::new(instance)));
+            }
+        })
+    }
+
+    /// Stores that a step begins, together with another edit.
+    pub(super) fn step(
+        &self,
+        name: &'static str,
+        creates: Option<Creation>,
+        with: impl Fn(&mut Batch<'_>) + Send + Sync + 'static,
+    ) -> Result<(), Halt> {
+        self.proceed()?;
+        let runs = |step: &Step| step.name == name && step.state == StepState::Started && step.creates == creates;
+        if self.task()?.record.steps.iter().any(runs) {
+            return Ok(());
+        }
+        let id = self.id;
+        let edit = move |batch: &mut Batch<'_>| {
+            let Some(task) = batch.task(id) else { return };
+            let mut task = (*task).clone();
+            let record = &mut task.record;
+            record.state = TaskState::Processing;
+            for step in &mut record.steps {
+                if step.state == StepState::Started {
+                    step.state = StepState::Done;
+                }
+            }
+            let begun = Step { name: name.to_owned(), creates: creates.clone(), state: StepState::Started };
+            // One that runs again keeps its place: the order is that of the first creations.
+            match record.steps.iter_mut().find(|step| step.name == name) {
+                Some(step) => *step = begun,
+                None => record.steps.push(begun),
+            }
+            batch.put(Object::Task(Arc::new(task)));
+            with(batch);
+        };
+        self.store(Arc::new(edit), WhenFull::Fail)
+    }
+
+    /// Whether a step was begun, in this life of the program or an earlier one, and not undone.
+    pub(super) fn has_begun(&self, name: &str) -> Result<bool, Halt> {
+        Ok(self.task()?.record.steps.iter().any(|step| step.name == name && step.state != StepState::Undone))
+    }
+
+    /// Undoes what this operation created, newest first, and nothing else. What cannot be undone stays recorded.
+    pub(super) fn roll_back(&self) -> Result<RolledBack, Halt> {
+        let steps: Vec<_> = self.task()?.record.steps.iter().rev().cloned().collect();
+        for step in steps {
+            if step.state == StepState::Undone {
+                continue;
+            }
+            let undone = match &step.creates {
+                None => continue,
+                Some(Creation::Definition) => self.undo_definition()?,
+                Some(Creation::Disk(disk)) => self.undo_disk(disk)?,
+            };
+            match undone {
+                Undone::Yes => self.mark_undone(&step)?,
+                Undone::No => return Ok(RolledBack::Back),
+                Undone::Ran => return Ok(RolledBack::Ran),
+            }
+        }
+        Ok(RolledBack::Back)
+    }
+
+    fn undo_definition(&self) -> Result<Undone, Halt> {
+        for _ in 0..UNDO_TRIES {
+            let Some(domain) = self.look()? else { return Ok(Undone::Yes) };
+            if self.has_begun(super::boot::START)? && has_run(&domain) {
+                return Ok(Undone::Ran);
+            }
+            if is_active(&domain) || self.maker()? != Some(self.id) {
+                log::warn!("the definition of {} is not undone: it is in use or not ours", self.object);
+                return Ok(Undone::No);
+            }
+            if self.is_locked() {
+                log::warn!("the definition of {} is not undone: it was locked meanwhile", self.object);
+                return Ok(Undone::No);
+            }
+            match self.hypervisor().undefine(self.object) {
+                Ok(()) | Err(HypervisorError::NoDomain) => {
+                    self.refresh()?;
+                    return Ok(Undone::Yes);
+                }
+                Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),
+                Err(error) => log::warn!("the definition of {} cannot be undone: {error}", self.object),
+            }
+            self.shared.gate.sleep(UNDO_PAUSE, &|| false);
+        }
+        Ok(Undone::No)
+    }
+
+    fn undo_disk(&self, disk: &DiskRecord) -> Result<Undone, Halt> {
+        // A domain of this uuid may use it, whoever defined it.
+        if self.look()?.is_some() || self.is_locked() {
+            log::warn!("the disk {} is kept: a domain may use it, or it was locked meanwhile", disk.reference);
+            return Ok(Undone::No);
+        }
+        for _ in 0..UNDO_TRIES {
+            match self.shared.parts.block.remove(disk) {
+                Ok(()) => return Ok(Undone::Yes),
+                Err(error) => log::warn!("the disk {} cannot be undone: {error}", disk.reference),
+            }
+            self.shared.gate.sleep(UNDO_PAUSE, &|| false);
+        }
+        Ok(Undone::No)
+    }
+
+    fn mark_undone(&self, undone: &Step) -> Result<(), Halt> {
+        let (id, object, undone) = (self.id, self.object, undone.clone());
+        let edit = move |batch: &mut Batch<'_>| {
+            if let Some(task) = batch.task(id) {
+                let mut task = (*task).clone();
+                for step in &mut task.record.steps {
+                    if step.name == undone.name {
+                        step.state = StepState::Undone;
+                    }
+                }
+                batch.put(Object::Task(Arc::new(task)));
+            }
+            if let (Some(instance), Some(Creation::Disk(disk))) = (batch.instance(object), &undone.creates) {
+                batch.put(Object::Instance(Arc::new(without_disk(&instance, disk))));
+            }
+        };
+        self.store(Arc::new(edit), WhenFull::Wait)
+    }
+
+    fn is_locked(&self) -> bool {
+        self.shared
+            .parts
+            .ledger
+            .inventory()
+            .instance(self.object)
+            .is_some_and(|instance| instance.record.protection.lock.is_some())
+    }
+
+    /// The operation that made the domain's present definition, as its metadata says.
+    pub(super) fn maker(&self) -> Result<Option<Uuid>, Halt> {
+        match self.hypervisor().definition(self.object) {
+            Ok(xml) => Ok(super::boot::maker(&xml)),
+            Err(HypervisorError::NoDomain) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+enum Undone {
+    Yes,
+    /// It stays, and so does everything made before it.
+    No,
+    /// The guest has run.
+    Ran,
+}
+
+/// The instance without a disk that is gone.
+pub(super) fn without_disk(instance: &Instance, disk: &DiskRecord) -> Instance {
+    let mut instance = instance.clone();
+    instance.record.disks.retain(|other| other != disk);
+    instance
+}
+
+/// Whether a guest is there.
+pub(super) fn is_active(domain: &Domain) -> bool {
+    match domain.power {
+        PowerState::Running | PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => true,
+        PowerState::ShutOff => false,
+    }
+}
+
+/// Whether a guest is there or was there since the domain was defined.
+pub(super) fn has_run(domain: &Domain) -> bool {
+    is_active(domain) || !["unknown", "failed"].contains(&domain.reason.as_str())
+}

@@ -1,0 +1,434 @@
+//! One operation on a thread of its own: run until it ends one way or the other, then recorded as ended.
+//!
+//! Operations converge: they look before they act, so running one again from the top, after a lost connection or a
+//! crash, leads to where it was going. The thread may hang in the hypervisor for ever; nobody waits for it but the claim.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::engine::{Message, Shared};
+use super::events::Entry;
+use super::ledger::{Batch, now};
+use super::{boot, commit, draft, power};
+use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
+use crate::inventory::{Image, Instance, Object, Task};
+use crate::model::Class;
+use crate::model::reason::Reason;
+use crate::model::record::ErrorLine;
+use crate::model::task::{Operation, StepState, TaskState};
+
+/// An edit of a batch that can be tried again.
+pub(super) type Edit = Arc<dyn Fn(&mut Batch<'_>) + Send + Sync>;
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// Why an edit was not stored.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// The disk is full; nothing changed.
+    Full,
+    /// Anything else; whether it is durable is not known.
+    Failed(String),
+    /// The engine ends.
+    Stopped,
+}
+
+impl Fault {
+    /// What a waiting writer hears.
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Fault::Full => Reason::NoSpace("the state directory".to_owned()),
+            Fault::Failed(detail) => Reason::Failed(detail.clone()),
+            Fault::Stopped => Reason::Failed("instancefs is ending; try again when it is back".to_owned()),
+        }
+    }
+}
+
+/// Why an operation did not go on.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// It failed; what it created is to be undone.
+    Failed(Reason),
+    /// The connection broke: the outcome of the last call is unknown.
+    Lost,
+    /// Given up on request.
+    Cancelled,
+    /// The engine ends; everything stays as it is, for the next start.
+    Stopped,
+}
+
+impl From<HypervisorError> for Halt {
+    fn from(error: HypervisorError) -> Halt {
+        match error {
+            HypervisorError::Unreachable(_) => Halt::Lost,
+            HypervisorError::NoDomain => {
+                Halt::Failed(Reason::NotFound("domain of this uuid any more; it was undefined outside".to_owned()))
+            }
+            HypervisorError::InvalidState(words) => Halt::Failed(Reason::Malformed(words)),
+            HypervisorError::Exists(words) | HypervisorError::Failed(words) => Halt::Failed(Reason::Failed(words)),
+            HypervisorError::Unsupported(words) => Halt::Failed(Reason::Unsupported(words)),
+        }
+    }
+}
+
+/// What success changes, beside the end of the task.
+pub(super) enum Ending {
+    /// The instance.
+    Instance(Box<dyn Fn(&mut Instance) + Send + Sync>),
+    /// The image.
+    Image(Box<dyn Fn(&mut Image) + Send + Sync>),
+    /// The object is gone.
+    Removed,
+}
+
+enum Outcome {
+    Done(Ending),
+    Failed(Reason),
+    Cancelled,
+}
+
+/// What undoing came to.
+pub(super) enum RolledBack {
+    /// Nothing of the operation is left, or what is left is recorded.
+    Back,
+    /// The guest has run: there is no way back, and none is needed.
+    Ran,
+}
+
+/// What a full disk means to an edit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// The operation fails.
+    Fail,
+    /// It is tried again until there is space.
+    Wait,
+}
+
+/// One running operation.
+pub(super) struct Run {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: Uuid,
+    pub(super) class: Class,
+    pub(super) object: Uuid,
+    pub(super) operation: Operation,
+    pub(super) uid: u32,
+    pub(super) login: String,
+    /// Unix seconds.
+    pub(super) started_at: u64,
+    pub(super) cancel: Arc<AtomicBool>,
+}
+
+impl Run {
+    /// Runs it to its end, or to the engine's.
+    pub(super) fn run(&self) {
+        let began = Instant::now();
+        match self.outcome().and_then(|outcome| self.finish(outcome)) {
+            Ok((result, word)) => {
+                log::info!(
+                    "operation {} {} on {} {} by uid {} ({}) took {:.3} s: {word}{}",
+                    self.id,
+                    self.operation.task_word().word(),
+                    self.class.noun(),
+                    self.object,
+                    self.uid,
+                    self.login,
+                    began.elapsed().as_secs_f64(),
+                    result.as_ref().err().map(|reason| format!(" ({reason})")).unwrap_or_default()
+                );
+                self.shared.tell(Message::Ended { id: self.id, result, cancelled: word == "cancelled" });
+            }
+            Err(halt) => log::info!(
+                "operation {} {} on {} {} is left for the next start ({halt:?})",
+                self.id,
+                self.operation.task_word().word(),
+                self.class.noun(),
+                self.object
+            ),
+        }
+    }
+
+    fn outcome(&self) -> Result<Outcome, Halt> {
+        loop {
+            let outcome = match self.attempt() {
+                Ok(ending) => return Ok(Outcome::Done(ending)),
+                Err(Halt::Lost) => {
+                    self.wait_for_connection()?;
+                    continue;
+                }
+                Err(Halt::Failed(reason)) => Outcome::Failed(reason),
+                Err(Halt::Cancelled) => Outcome::Cancelled,
+                Err(Halt::Stopped) => return Err(Halt::Stopped),
+            };
+            loop {
+                match self.roll_back() {
+                    Ok(RolledBack::Back) => {
+                        if self.class == Class::Instance {
+                            // Best shown as it is; without a connection it is shown when that is back.
+                            let _shown_later = self.refresh();
+                        }
+                        return Ok(outcome);
+                    }
+                    Ok(RolledBack::Ran) => return Ok(Outcome::Done(boot::ran(self)?)),
+                    Err(Halt::Lost) => self.wait_for_connection()?,
+                    Err(halt @ (Halt::Failed(_) | Halt::Cancelled | Halt::Stopped)) => return Err(halt),
+                }
+            }
+        }
+    }
+
+    fn attempt(&self) -> Result<Ending, Halt> {
+        match &self.operation {
+            Operation::Boot => boot::boot(self, boot::Then::Start),
+            Operation::Define => boot::boot(self, boot::Then::StayOff),
+            Operation::Start => power::start(self),
+            Operation::Stop => power::stop(self),
+            Operation::Pause => power::pause(self),
+            Operation::Unpause => power::unpause(self),
+            Operation::Suspend => power::suspend(self),
+            Operation::Resume => power::resume(self),
+            Operation::RebootSoft => power::reboot(self, crate::hypervisor::Reboot::Soft),
+            Operation::RebootHard => power::reboot(self, crate::hypervisor::Reboot::Hard),
+            Operation::Rename { to, .. } => power::rename(self, to),
+            Operation::CommitImage => commit::commit(self),
+            Operation::DiscardDraft => draft::discard(self),
+        }
+    }
+
+    /// The hypervisor. Called only on this thread, and never with a lock held.
+    pub(super) fn hypervisor(&self) -> &dyn Hypervisor {
+        &*self.shared.parts.hypervisor
+    }
+
+    /// What the hypervisor says of the instance's domain now.
+    pub(super) fn look(&self) -> Result<Option<Domain>, Halt> {
+        Ok(self.hypervisor().domain(self.object)?)
+    }
+
+    /// Shows what the hypervisor says now.
+    pub(super) fn refresh(&self) -> Result<(), Halt> {
+        match self.shared.parts.reconciler.refresh(self.object) {
+            Ok(()) => Ok(()),
+            Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
+            // What was done is done; it is shown with the next pass.
+            Err(
+                error @ (HypervisorError::NoDomain
+                | HypervisorError::InvalidState(_)
+                | HypervisorError::Exists(_)
+                | HypervisorError::Unsupported(_)
+                | HypervisorError::Failed(_)),
+            ) => {
+                log::warn!("{} is not shown as it is now: {error}", self.object);
+                Ok(())
+            }
+        }
+    }
+
+    /// The instance as it is now.
+    pub(super) fn instance(&self) -> Result<Arc<Instance>, Halt> {
+        let instance = self.shared.parts.ledger.inventory().instance(self.object);
+        instance.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("instance {}", self.object))))
+    }
+
+    /// The image as it is now.
+    pub(super) fn image(&self) -> Result<Arc<Image>, Halt> {
+        let image = self.shared.parts.ledger.inventory().image(self.object);
+        image.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("image {}", self.object))))
+    }
+
+    /// The task as it is now.
+    pub(super) fn task(&self) -> Result<Arc<Task>, Halt> {
+        let task = self.shared.parts.ledger.inventory().task(self.id);
+        task.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("task {}", self.id))))
+    }
+
+    /// Whether to go on.
+    pub(super) fn proceed(&self) -> Result<(), Halt> {
+        if self.shared.gate.stopping() {
+            Err(Halt::Stopped)
+        } else if self.cancel.load(Ordering::Acquire) {
+            Err(Halt::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A lock takes hold during an operation: asked right before each step that destroys something.
+    pub(super) fn guard(&self) -> Result<(), Halt> {
+        match &self.instance()?.record.protection.lock {
+            Some(lock) => Err(Halt::Failed(Reason::Locked(lock.clone()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the hypervisor answers again. A cancelled operation waits too: what it did is unknown until then.
+    fn wait_for_connection(&self) -> Result<(), Halt> {
+        let mut retry = RETRY_FIRST;
+        loop {
+            self.shared.gate.sleep(retry, &|| false);
+            if self.shared.gate.stopping() {
+                return Err(Halt::Stopped);
+            }
+            if self.hypervisor().ping().is_ok() {
+                return Ok(());
+            }
+            retry = (retry * 2).min(RETRY_LAST);
+        }
+    }
+
+    /// Stores an edit. After an error whose outcome is unknown nothing may be undone, so it is tried until it works.
+    pub(super) fn store(&self, edit: Edit, full: WhenFull) -> Result<(), Halt> {
+        let mut retry = RETRY_FIRST;
+        loop {
+            let fault = match self.shared.edit(edit.clone()) {
+                Ok(()) => return Ok(()),
+                Err(Fault::Stopped) => return Err(Halt::Stopped),
+                Err(fault @ Fault::Full) if full == WhenFull::Fail => return Err(Halt::Failed(fault.reason())),
+                Err(fault) => fault,
+            };
+            log::error!("the journal of operation {} cannot be written: {}; trying again", self.id, fault.reason());
+            self.shared.gate.sleep(retry, &|| false);
+            if self.shared.gate.stopping() {
+                return Err(Halt::Stopped);
+            }
+            retry = (retry * 2).min(RETRY_LAST);
+        }
+    }
+
+    /// Ends the task and releases the claim, in one transaction with what it changed.
+    fn finish(&self, outcome: Outcome) -> Result<(Result<(), Reason>, &'static str), Halt> {
+        let (state, result) = match &outcome {
+            Outcome::Done(_) => (TaskState::Success, Ok(())),
+            Outcome::Failed(reason) => (TaskState::Failure, Err(reason.clone())),
+            Outcome::Cancelled => {
+                (TaskState::Cancelled, Err(Reason::Failed("given up by reset_state; look at state".to_owned())))
+            }
+        };
+        let (id, class, object) = (self.id, self.class, self.object);
+        let file = file(&self.operation);
+        let login = self.login.clone();
+        let reason = result.clone().err();
+        let name = self.name();
+        let cancelled = matches!(outcome, Outcome::Cancelled);
+        let ending = match outcome {
+            Outcome::Done(ending) => Some(ending),
+            Outcome::Failed(_) | Outcome::Cancelled => None,
+        };
+        let edit = move |batch: &mut Batch<'_>| {
+            let now = now();
+            if let Some(task) = batch.task(id) {
+                let mut task = (*task).clone();
+                let record = &mut task.record;
+                record.state = state;
+                record.ended_at = Some(now);
+                record.message = reason.as_ref().map(Reason::to_string).unwrap_or_default();
+                record.errno = reason.as_ref().map_or(0, Reason::errno);
+                if state == TaskState::Success {
+                    record.progress = 100;
+                }
+                for step in &mut record.steps {
+                    if step.state == StepState::Started && (state == TaskState::Success || step.creates.is_none()) {
+                        step.state = if state == TaskState::Success { StepState::Done } else { StepState::Undone };
+                    }
+                }
+                batch.put(Object::Task(Arc::new(task)));
+            }
+            let line = reason.as_ref().map(|reason| ErrorLine {
+                time: now,
+                login: login.clone(),
+                file: file.to_owned(),
+                errno: reason.errno_name().to_owned(),
+                reason: reason.to_string(),
+            });
+            if let (Some(Ending::Removed), class) = (&ending, class) {
+                batch.remove(class, object);
+            } else if let Some(instance) = batch.instance(object) {
+                let mut instance = (*instance).clone();
+                if instance.record.operation == Some(id) {
+                    instance.record.operation = None;
+                    instance.task = None;
+                }
+                if let Some(Ending::Instance(change)) = &ending {
+                    change(&mut instance);
+                }
+                if cancelled {
+                    instance.record.crashed = power::acknowledged(instance.domain.as_ref());
+                }
+                instance.record.updated_at = now;
+                match line {
+                    Some(line) => instance.record.errors.push(line),
+                    None => instance.record.errors.current = false,
+                }
+                batch.put(Object::Instance(Arc::new(instance)));
+            } else if let Some(image) = batch.image(object) {
+                let mut image = (*image).clone();
+                if image.record.operation == Some(id) {
+                    image.record.operation = None;
+                    image.task = None;
+                }
+                match &ending {
+                    Some(Ending::Image(change)) => change(&mut image),
+                    Some(Ending::Instance(_) | Ending::Removed) | None => {}
+                }
+                image.record.updated_at = now;
+                match line {
+                    Some(line) => image.record.errors.push(line),
+                    None => image.record.errors.current = false,
+                }
+                batch.put(Object::Image(Arc::new(image)));
+            }
+        };
+        self.store(Arc::new(edit), WhenFull::Wait)?;
+        if self.class == Class::Image && result.is_ok() {
+            self.shared.drafts.forget(object);
+        }
+        match self.operation {
+            Operation::Boot | Operation::Define if result.is_ok() => self.shared.parts.reconciler.mirror(object),
+            _ => {}
+        }
+        let failure = result.as_ref().err();
+        self.shared.parts.events.record(Entry {
+            class: Some(class),
+            id: Some(object),
+            name,
+            uid: self.uid,
+            login: self.login.clone(),
+            what: self.operation.task_word().word().to_owned(),
+            from: TaskState::Processing.word().to_owned(),
+            to: state.word().to_owned(),
+            errno: failure.map(|reason| reason.errno_name().to_owned()).unwrap_or_default(),
+            reason: failure.map(Reason::to_string).unwrap_or_default(),
+        });
+        Ok((result, state.word()))
+    }
+
+    fn name(&self) -> String {
+        let inventory = self.shared.parts.ledger.inventory();
+        match inventory.get(self.class, self.object) {
+            Some(Object::Instance(instance)) => instance.name().to_owned(),
+            Some(Object::Image(image)) => image.record.name.clone(),
+            Some(Object::Task(_)) | None => String::new(),
+        }
+    }
+}
+
+/// The file whose write asks for an operation, for `last_error`.
+fn file(operation: &Operation) -> &'static str {
+    match operation {
+        Operation::Boot
+        | Operation::Define
+        | Operation::Start
+        | Operation::Stop
+        | Operation::Pause
+        | Operation::Unpause
+        | Operation::Suspend
+        | Operation::Resume
+        | Operation::CommitImage
+        | Operation::DiscardDraft => "state",
+        Operation::RebootSoft | Operation::RebootHard => "reboot",
+        Operation::Rename { .. } => "name",
+    }
+}

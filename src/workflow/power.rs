@@ -1,0 +1,280 @@
+//! Power: start, stop, pause, unpause, suspend, resume, reboot, and the rename of a stopped domain.
+
+use std::time::{Duration, Instant};
+
+use super::journal::is_active;
+use super::ledger::now;
+use super::operation::{Ending, Halt, Run};
+use crate::hypervisor::{Domain, HypervisorError, PowerState, Reboot};
+use crate::inventory::Instance;
+use crate::model::reason::Reason;
+
+/// The guest is asked to shut down again after this time, as Nova does.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How long a wait goes on without looking whether it still makes sense.
+const SLICE: Duration = Duration::from_millis(500);
+
+/// How often a call is refused for a state that the domain is not in, before we believe it.
+const REFUSALS: u32 = 3;
+
+/// Starts a stopped or crashed domain, or lets one run again that QEMU paused for an error.
+pub(super) fn start(run: &Run) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    persist(run, &domain)?;
+    match (domain.power, domain.reason.as_str()) {
+        (PowerState::Running, _) => {}
+        (PowerState::Paused, "crashed") | (PowerState::Crashed, _) => {
+            run.guard()?;
+            run.begin("power_off")?;
+            tolerate_state(run.hypervisor().power_off(run.object))?;
+            launch(run)?;
+        }
+        (PowerState::Paused | PowerState::PmSuspended, _) => {
+            run.begin("unpause")?;
+            settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
+        }
+        (PowerState::ShutOff, _) => launch(run)?,
+    }
+    run.refresh()?;
+    Ok(started())
+}
+
+/// Starts from saved memory.
+pub(super) fn resume(run: &Run) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    if !is_active(&domain) {
+        launch(run)?;
+    }
+    // Whoever saved a paused guest outside gets it back paused.
+    if run.look()?.is_some_and(|domain| domain.power == PowerState::Paused) {
+        run.begin("unpause")?;
+        settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
+    }
+    run.refresh()?;
+    Ok(started())
+}
+
+fn launch(run: &Run) -> Result<(), Halt> {
+    run.begin("start")?;
+    settle(run, run.hypervisor().start(run.object), is_active)
+}
+
+fn started() -> Ending {
+    Ending::Instance(Box::new(|instance: &mut Instance| {
+        instance.record.crashed = None;
+        instance.record.launched_at = Some(now());
+    }))
+}
+
+/// ACPI shutdown, repeated, then power off. A guest that cannot hear ACPI is powered off at once.
+pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
+    let timeout = u64::from(run.instance()?.record.stop_timeout_seconds);
+    // Counted from the beginning of the operation, which may have been in an earlier life of the program.
+    let left = timeout.saturating_sub(now().saturating_sub(run.started_at));
+    let deadline = Instant::now() + Duration::from_secs(left);
+    let mut refusals = 0;
+    while let Some(domain) = run.look()? {
+        if !is_active(&domain) {
+            break;
+        }
+        run.proceed()?;
+        persist(run, &domain)?;
+        run.guard()?;
+        if cannot_hear(&domain) || Instant::now() >= deadline {
+            run.begin("power_off")?;
+            run.guard()?;
+            match run.hypervisor().power_off(run.object) {
+                Ok(()) => {}
+                Err(HypervisorError::InvalidState(_) | HypervisorError::NoDomain) if refusals < REFUSALS => {
+                    refusals += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        }
+        if domain.power == PowerState::Running {
+            run.begin("shutdown")?;
+            match run.hypervisor().shutdown(run.object) {
+                Ok(()) => {}
+                Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),
+                // Asked again later, and powered off at last.
+                Err(error) => log::warn!("{} cannot be asked to shut down: {error}", run.object),
+            }
+        }
+        wait_while(run, domain.power, deadline.min(Instant::now() + ASK_AGAIN))?;
+    }
+    run.refresh()?;
+    Ok(Ending::Instance(Box::new(|instance: &mut Instance| {
+        instance.record.crashed = acknowledged(instance.domain.as_ref());
+    })))
+}
+
+/// Guests whose CPUs stand still because of an error never hear of a shutdown.
+fn cannot_hear(domain: &Domain) -> bool {
+    match domain.power {
+        PowerState::Crashed => true,
+        PowerState::Paused => ["ioerror", "crashed", "watchdog"].contains(&domain.reason.as_str()),
+        PowerState::Running | PowerState::PmSuspended | PowerState::ShutOff => false,
+    }
+}
+
+/// What is remembered of a crash that somebody has answered with `stopped` or `reset_state`.
+pub(super) fn acknowledged(domain: Option<&Domain>) -> Option<String> {
+    domain
+        .filter(|domain| domain.power == PowerState::ShutOff && domain.reason == "crashed")
+        .map(|_| crate::model::record::CRASH_ACKNOWLEDGED.to_owned())
+}
+
+fn wait_while(run: &Run, power: PowerState, until: Instant) -> Result<(), Halt> {
+    loop {
+        run.proceed()?;
+        run.guard()?;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        let changed = |domain: Option<&Domain>| domain.is_none_or(|domain| domain.power != power);
+        if run.shared.parts.reconciler.wait_for(run.object, left.min(SLICE), &changed) {
+            return Ok(());
+        }
+    }
+}
+
+/// Freezes a running guest.
+pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    persist(run, &domain)?;
+    match domain.power {
+        PowerState::Paused => {}
+        PowerState::Running | PowerState::PmSuspended | PowerState::Crashed => {
+            run.begin("pause")?;
+            settle(run, run.hypervisor().pause(run.object), |domain| domain.power == PowerState::Paused)?;
+        }
+        PowerState::ShutOff => return Err(ended()),
+    }
+    run.refresh()?;
+    Ok(unchanged())
+}
+
+/// Lets a frozen guest run again.
+pub(super) fn unpause(run: &Run) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    persist(run, &domain)?;
+    match domain.power {
+        PowerState::Running => {}
+        PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => {
+            run.begin("unpause")?;
+            settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
+        }
+        PowerState::ShutOff => return Err(ended()),
+    }
+    run.refresh()?;
+    Ok(unchanged())
+}
+
+/// Saves the memory to disk.
+pub(super) fn suspend(run: &Run) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    persist(run, &domain)?;
+    match domain.power {
+        PowerState::ShutOff if domain.has_managed_save => {}
+        PowerState::ShutOff => return Err(ended()),
+        PowerState::Running | PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => {
+            run.begin("save")?;
+            settle(run, run.hypervisor().save(run.object), |domain| domain.has_managed_save)?;
+        }
+    }
+    run.refresh()?;
+    Ok(unchanged())
+}
+
+/// Sends the request, at most once: that it was sent before, in a call whose outcome is unknown, cannot be seen.
+pub(super) fn reboot(run: &Run, kind: Reboot) -> Result<Ending, Halt> {
+    const STEP: &str = "reboot";
+    let domain = existing(run)?;
+    if run.has_begun(STEP)? {
+        return Err(Halt::Failed(Reason::Failed(
+            "the connection or instancefs ended while the reboot was being sent; see whether the guest restarted, \
+             and ask again"
+                .to_owned(),
+        )));
+    }
+    persist(run, &domain)?;
+    run.guard()?;
+    run.begin(STEP)?;
+    run.guard()?;
+    run.hypervisor().reboot(run.object, kind)?;
+    // The request is sent; events will tell what a broken connection does not.
+    let _shown_later = run.refresh();
+    Ok(unchanged())
+}
+
+/// Changes the libvirt name. There is nothing to undo: the name is one or the other.
+pub(super) fn rename(run: &Run, to: &str) -> Result<Ending, Halt> {
+    let domain = existing(run)?;
+    if domain.name != to {
+        persist(run, &domain)?;
+        run.guard()?;
+        run.begin("rename")?;
+        match run.hypervisor().rename(run.object, to) {
+            Ok(()) => {}
+            Err(HypervisorError::Exists(_)) => return Err(Halt::Failed(Reason::NameTaken(to.to_owned()))),
+            Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),
+            Err(error) => match run.look()? {
+                Some(domain) if domain.name == to => {}
+                Some(_) | None => return Err(error.into()),
+            },
+        }
+    }
+    run.refresh()?;
+    let to = to.to_owned();
+    Ok(Ending::Instance(Box::new(move |instance: &mut Instance| instance.record.name.clone_from(&to))))
+}
+
+fn unchanged() -> Ending {
+    Ending::Instance(Box::new(|_: &mut Instance| {}))
+}
+
+fn ended() -> Halt {
+    Halt::Failed(Reason::Failed("the guest ended by itself meanwhile; see state and state_reason".to_owned()))
+}
+
+fn existing(run: &Run) -> Result<Domain, Halt> {
+    run.look()?.ok_or_else(|| HypervisorError::NoDomain.into())
+}
+
+/// A transient domain is defined before the first word, so that it outlives its run.
+fn persist(run: &Run, domain: &Domain) -> Result<(), Halt> {
+    if domain.persistent {
+        return Ok(());
+    }
+    run.begin("make_persistent")?;
+    let xml = run.hypervisor().definition(run.object)?;
+    match run.hypervisor().define(&xml) {
+        Ok(()) => Ok(()),
+        Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
+        Err(error) => Err(Halt::Failed(Reason::Unsupported(format!(
+            "the domain is transient and cannot be defined ({error}); define it with virsh first"
+        )))),
+    }
+}
+
+/// A refusal for a state is success where the domain is there already: somebody else, or an earlier call, was first.
+fn settle(run: &Run, result: Result<(), HypervisorError>, reached: fn(&Domain) -> bool) -> Result<(), Halt> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
+        Err(error) => match run.look()? {
+            Some(domain) if reached(&domain) => Ok(()),
+            Some(_) | None => Err(error.into()),
+        },
+    }
+}
+
+fn tolerate_state(result: Result<(), HypervisorError>) -> Result<(), Halt> {
+    match result {
+        Ok(()) | Err(HypervisorError::InvalidState(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

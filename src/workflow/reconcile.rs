@@ -1,0 +1,554 @@
+//! The only place that carries hypervisor events and reconciliation into the inventory.
+//!
+//! Each kind of waiting has a thread of its own, so that none stops another: one receives events, one asks about them
+//! and makes the passes, one pings and one notices that the ping hangs, one fetches definitions and mirrors, one
+//! watches console logs, one saves, and one listens to the inventory.
+
+mod absorb;
+mod console;
+mod definitions;
+mod health;
+mod mirror;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use uuid::Uuid;
+
+use crate::hypervisor::{self, Domain, Hypervisor, HypervisorError, PowerState};
+use crate::inventory::{Change, Instance, Object, Part};
+use crate::store::{Store, StoreError};
+use crate::workflow::events::EventLog;
+use crate::workflow::ledger::Ledger;
+
+use absorb::{Answers, Extent, Stamps};
+use console::Console;
+use health::{Board, Writer};
+pub use mirror::metadata_element;
+
+/// More domains than this are asked about by a pass over all, which takes a constant number of round trips.
+const BURST: usize = 64;
+
+/// How many definitions are fetched for one transaction.
+const DEFINITIONS_PER_TRANSACTION: usize = 256;
+
+/// What failed is tried again after this time.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How often what was only shown is saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Health of the directory: less free space than this is too little, in bytes.
+const SPACE_MIN: u64 = 64 << 20;
+
+/// How often a thread that waits for a channel looks whether it is to end.
+const CHANNEL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long [`Reconciler::stop`] waits for threads that are not in a hung call.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How to reconcile.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The state directory, absolute.
+    pub state_directory: PathBuf,
+    /// Time between two full passes.
+    pub interval: Duration,
+    /// Observe only: nothing is mirrored into domains.
+    pub read_only: bool,
+}
+
+/// What events ask for.
+#[derive(Default)]
+struct Pending {
+    changed: BTreeSet<Uuid>,
+    /// The connection came back: everything may have changed.
+    connected: bool,
+}
+
+/// What is to be done in the background.
+#[derive(Default)]
+struct Details {
+    fetch: BTreeSet<Uuid>,
+    mirror: BTreeSet<Uuid>,
+}
+
+/// See the module.
+pub struct Reconciler {
+    ledger: Arc<Ledger>,
+    store: Arc<dyn Store>,
+    hypervisor: Arc<dyn Hypervisor>,
+    events: Arc<EventLog>,
+    settings: Settings,
+    board: Board,
+    console: Option<Console>,
+    next_question: AtomicU64,
+    stamps: Mutex<Stamps>,
+    pending: Mutex<Pending>,
+    pending_wake: Condvar,
+    details: Mutex<Details>,
+    details_wake: Condvar,
+    /// How many batches the inventory published.
+    batches: Mutex<u64>,
+    published: Condvar,
+    stopping: AtomicBool,
+    /// Guards the saver's sleep.
+    sleep: Mutex<()>,
+    sleep_wake: Condvar,
+    /// Threads that [`Reconciler::stop`] waits for.
+    alive: Mutex<usize>,
+    ended: Condvar,
+}
+
+impl Reconciler {
+    /// Starts the threads. The inventory holds what the store knows, with [`Instance::domain`] as last seen.
+    pub fn start(
+        ledger: Arc<Ledger>,
+        store: Arc<dyn Store>,
+        hypervisor: Arc<dyn Hypervisor>,
+        events: Arc<EventLog>,
+        incoming: Receiver<hypervisor::Event>,
+        settings: Settings,
+    ) -> Arc<Reconciler> {
+        let console = Console::new()
+            .map_err(|error| log::error!("console logs are not watched, their growth is not announced: {error}"))
+            .ok();
+        let reconciler = Arc::new(Reconciler {
+            board: Board::new(Arc::clone(ledger.inventory())),
+            console,
+            ledger,
+            store,
+            hypervisor,
+            events,
+            settings,
+            next_question: AtomicU64::new(1),
+            stamps: Mutex::default(),
+            pending: Mutex::default(),
+            pending_wake: Condvar::new(),
+            details: Mutex::default(),
+            details_wake: Condvar::new(),
+            batches: Mutex::default(),
+            published: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            sleep: Mutex::default(),
+            sleep_wake: Condvar::new(),
+            alive: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        let changes = reconciler.ledger.inventory().subscribe();
+        for instance in reconciler.ledger.inventory().instances() {
+            reconciler.watch_console(&instance);
+        }
+        reconciler.spawn_listener("events-in", move |this| this.receive(&incoming));
+        reconciler.spawn_listener("inventory", move |this| this.listen(&changes));
+        reconciler.spawn("reconcile", Reconciler::reconcile);
+        reconciler.spawn("details", Reconciler::keep_details);
+        reconciler.spawn("ping", |this| this.board.ping(&*this.hypervisor));
+        reconciler.spawn("health", |this| this.board.watch());
+        reconciler.spawn("saver", Reconciler::save);
+        reconciler.spawn("console", |this| {
+            if let Some(console) = &this.console {
+                let inventory = Arc::clone(this.ledger.inventory());
+                console.run(inventory, this.settings.state_directory.clone(), this.settings.interval);
+            }
+        });
+        reconciler
+    }
+
+    /// One full pass now: all domains are asked for, in a constant number of round trips, and shown; new ones are
+    /// stored, and those that are gone leave.
+    ///
+    /// # Errors
+    ///
+    /// What the hypervisor reports, and [`HypervisorError::Failed`] if the store did not take what is new; what needs
+    /// no store is shown then nevertheless.
+    pub fn pass(&self) -> Result<(), HypervisorError> {
+        let serial = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let at_rest = self.ledger.inventory().instances().into_iter().filter(|instance| {
+            instance.record.operation.is_none() && (instance.record.draft.is_none() || instance.domain.is_some())
+        });
+        let at_rest = Some(at_rest.map(|instance| instance.id).collect());
+        let domains = self.hypervisor.domains()?.into_iter().map(|domain| (domain.uuid, Some(domain))).collect();
+        self.absorb(&Answers { serial, domains, at_rest })
+    }
+
+    /// Asks for one domain and shows it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Reconciler::pass`].
+    pub fn refresh(&self, id: Uuid) -> Result<(), HypervisorError> {
+        let serial = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let domain = self.hypervisor.domain(id)?;
+        self.absorb(&Answers { serial, domains: vec![(id, domain)], at_rest: None })
+    }
+
+    /// Waits until `done` holds of the domain as it is shown. Returns whether it does; `false` also when the
+    /// reconciler stops.
+    pub fn wait_for(&self, id: Uuid, timeout: Duration, done: &dyn Fn(Option<&Domain>) -> bool) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            // Read before the domain, so that no batch between is slept through.
+            let seen = *self.batches.lock();
+            let instance = self.ledger.inventory().instance(id);
+            if done(instance.as_ref().and_then(|instance| instance.domain.as_ref())) {
+                return true;
+            }
+            let mut batches = self.batches.lock();
+            while *batches == seen {
+                if self.stopping() || self.published.wait_until(&mut batches, deadline).timed_out() {
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Has lock, protection, ownership and description mirrored into the domain, in the background.
+    pub fn mirror(&self, id: Uuid) {
+        self.details.lock().mirror.insert(id);
+        self.details_wake.notify_all();
+    }
+
+    /// Health of the announcer, which only its keeper knows.
+    pub fn set_announcer(&self, part: Part) {
+        self.board.set_announcer(part);
+    }
+
+    /// The device (`st_dev`) of our own mount: no console log there is ever touched.
+    pub fn set_mount_device(&self, device: u64) {
+        if let Some(console) = &self.console {
+            console.set_mount_device(device);
+        }
+    }
+
+    /// Ends the threads, without waiting for one that is in a hung call, and saves what was only shown.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // Whoever checks the flag under one of these locks either sees it or is woken.
+        drop(self.pending.lock());
+        self.pending_wake.notify_all();
+        drop(self.details.lock());
+        self.details_wake.notify_all();
+        drop(self.batches.lock());
+        self.published.notify_all();
+        drop(self.sleep.lock());
+        self.sleep_wake.notify_all();
+        self.board.stop();
+        if let Some(console) = &self.console {
+            console.stop();
+        }
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut alive = self.alive.lock();
+        while *alive > 0 && !self.ended.wait_until(&mut alive, deadline).timed_out() {}
+        if *alive > 0 {
+            log::info!("{} threads still wait for an answer and are left behind", *alive);
+        }
+        drop(alive);
+        self.save_shown();
+        self.events.flush();
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Starts a thread that [`Reconciler::stop`] wakes and waits for.
+    fn spawn(self: &Arc<Self>, name: &str, body: impl FnOnce(&Reconciler) + Send + 'static) {
+        *self.alive.lock() += 1;
+        let leave = |this: &Reconciler| {
+            *this.alive.lock() -= 1;
+            this.ended.notify_all();
+        };
+        let started = self.spawn_listener(name, move |this| {
+            body(this);
+            leave(this);
+        });
+        if !started {
+            leave(self);
+        }
+    }
+
+    /// Starts a thread that waits for a channel: once we stop it does nothing any more, and ends by itself.
+    fn spawn_listener(self: &Arc<Self>, name: &str, body: impl FnOnce(&Reconciler) + Send + 'static) -> bool {
+        let this = Arc::clone(self);
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || body(&this));
+        if let Err(error) = &spawned {
+            log::error!("the thread {name} cannot be started: {error}");
+        }
+        spawned.is_ok()
+    }
+
+    fn absorb(&self, answers: &Answers) -> Result<(), HypervisorError> {
+        // Held over both tries, so that nobody takes what the first one failed to bring in for known.
+        let mut stamps = self.stamps.lock();
+        let mut absorb = |extent| self.ledger.transact(|batch| absorb::absorb(batch, &mut stamps, answers, extent));
+        let (entries, failure) = match absorb(Extent::Everything) {
+            Ok(entries) => (entries, None),
+            // What the hypervisor says of known domains is shown even so.
+            Err(error) => (absorb(Extent::ShownOnly).unwrap_or_default(), Some(error.to_string())),
+        };
+        if answers.at_rest.is_some() && failure.is_none() {
+            stamps.passed(answers.serial);
+        }
+        self.board.store(Writer::Pass, failure.clone().map_or(Ok(()), Err));
+        drop(stamps);
+        for entry in entries {
+            self.events.record(entry);
+        }
+        failure.map_or(Ok(()), |failure| Err(HypervisorError::Failed(failure)))
+    }
+
+    /// The thread that receives events: it calls nobody, so that no event waits for a call.
+    fn receive(&self, incoming: &Receiver<hypervisor::Event>) {
+        loop {
+            let first = match incoming.recv_timeout(CHANNEL_PATIENCE) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) if self.stopping() => return,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if self.stopping() {
+                return;
+            }
+            let mut pending = self.pending.lock();
+            for event in std::iter::once(first).chain(incoming.try_iter().take(BURST * BURST)) {
+                match event {
+                    hypervisor::Event::Changed(uuid) | hypervisor::Event::Undefined { uuid, kept: _ } => {
+                        pending.changed.insert(uuid);
+                    }
+                    hypervisor::Event::Connected => {
+                        pending.connected = true;
+                        self.board.connected();
+                    }
+                    hypervisor::Event::Disconnected(reason) => self.board.disconnected(reason),
+                }
+            }
+            drop(pending);
+            self.pending_wake.notify_all();
+        }
+    }
+
+    /// The thread that asks: about what events named, and about everything at each interval and reconnection.
+    fn reconcile(&self) {
+        let mut next_pass = Instant::now();
+        // Definitions and mirrors as a whole are due after the first pass of each connection.
+        let mut details_due = true;
+        loop {
+            let mut pending = self.pending.lock();
+            while !self.stopping() && pending.changed.is_empty() && !pending.connected && Instant::now() < next_pass {
+                self.pending_wake.wait_until(&mut pending, next_pass);
+            }
+            let Pending { changed, connected } = std::mem::take(&mut *pending);
+            drop(pending);
+            if self.stopping() {
+                return;
+            }
+            details_due |= connected;
+            if connected || changed.len() > BURST || Instant::now() >= next_pass {
+                let outcome = self.pass();
+                next_pass = Instant::now() + self.settings.interval;
+                if outcome.is_ok() && std::mem::take(&mut details_due) {
+                    self.queue_all_details();
+                }
+                if !reconciled(outcome) {
+                    next_pass = next_pass.min(Instant::now() + RETRY);
+                }
+            } else {
+                for id in &changed {
+                    if !reconciled(self.refresh(*id)) {
+                        next_pass = next_pass.min(Instant::now() + RETRY);
+                    }
+                }
+            }
+            if !changed.is_empty() {
+                self.details.lock().fetch.extend(changed);
+                self.details_wake.notify_all();
+            }
+        }
+    }
+
+    fn queue_all_details(&self) {
+        let ids: Vec<Uuid> = self.ledger.inventory().instances().iter().map(|instance| instance.id).collect();
+        let mut details = self.details.lock();
+        details.fetch.extend(&ids);
+        details.mirror.extend(&ids);
+        drop(details);
+        self.details_wake.notify_all();
+    }
+
+    /// The thread that fetches definitions and mirrors. One thread does both, so that what it fetches is never older
+    /// than what it knows to have mirrored.
+    fn keep_details(&self) {
+        let mut mirrors = mirror::load(&*self.store);
+        loop {
+            let mut details = self.details.lock();
+            while !self.stopping() && details.fetch.is_empty() && details.mirror.is_empty() {
+                self.details_wake.wait(&mut details);
+            }
+            if self.stopping() {
+                return;
+            }
+            let mirror = std::mem::take(&mut details.mirror);
+            let mut fetch = Vec::new();
+            while fetch.len() < DEFINITIONS_PER_TRANSACTION
+                && let Some(id) = details.fetch.pop_first()
+            {
+                fetch.push(id);
+            }
+            drop(details);
+            let outcome =
+                self.mirror_all(&mirror, &mut mirrors).and_then(|()| self.fetch_definitions(&fetch, &mut mirrors));
+            let failed = outcome.is_err();
+            self.report(Writer::Details, outcome);
+            if failed {
+                let mut details = self.details.lock();
+                details.mirror.extend(mirror);
+                details.fetch.extend(fetch);
+                let deadline = Instant::now() + RETRY;
+                while !self.stopping() && !self.details_wake.wait_until(&mut details, deadline).timed_out() {}
+            }
+        }
+    }
+
+    /// The thread that saves, and looks at the directory's space.
+    fn save(&self) {
+        loop {
+            self.save_shown();
+            self.board.directory(self.free_space());
+            let mut sleep = self.sleep.lock();
+            let deadline = Instant::now() + SAVE_INTERVAL;
+            while !self.stopping() && !self.sleep_wake.wait_until(&mut sleep, deadline).timed_out() {}
+            if self.stopping() {
+                return;
+            }
+        }
+    }
+
+    fn save_shown(&self) {
+        self.report(Writer::Saver, self.ledger.save_shown());
+    }
+
+    fn report(&self, writer: Writer, outcome: Result<(), StoreError>) {
+        if let Err(error) = &outcome {
+            log::debug!("not stored: {error}");
+        }
+        self.board.store(writer, outcome.map_err(|error| error.to_string()));
+    }
+
+    fn free_space(&self) -> Result<(), String> {
+        let path = &self.settings.state_directory;
+        let status = nix::sys::statvfs::statvfs(path)
+            .map_err(|error| format!("{} cannot be looked at: {}", path.display(), io::Error::from(error)))?;
+        if status.blocks_available().saturating_mul(status.fragment_size()) < SPACE_MIN {
+            return Err(format!("less than 64 MiB are free on the disk of {}; free some space", path.display()));
+        }
+        Ok(())
+    }
+
+    /// The thread that listens to the inventory: it wakes who waits, and sees what the background has to do.
+    fn listen(&self, changes: &Receiver<Arc<Vec<Change>>>) {
+        loop {
+            let batch = match changes.recv_timeout(CHANNEL_PATIENCE) {
+                Ok(batch) => batch,
+                Err(RecvTimeoutError::Timeout) if self.stopping() => return,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            *self.batches.lock() += 1;
+            self.published.notify_all();
+            if self.stopping() {
+                return;
+            }
+            for change in batch.iter() {
+                match change {
+                    Change::Object { old, new: Some(Object::Instance(new)) } => match old {
+                        Some(Object::Instance(old)) => self.follow(Some(old), new),
+                        Some(Object::Image(_) | Object::Task(_)) | None => self.follow(None, new),
+                    },
+                    Change::Object { old: Some(Object::Instance(old)), new: None } => {
+                        if let Some(console) = &self.console {
+                            console.watch(old.id, None);
+                        }
+                    }
+                    Change::Object { .. }
+                    | Change::Health
+                    | Change::Events
+                    | Change::Console(_)
+                    | Change::Moved(..) => {}
+                }
+            }
+        }
+    }
+
+    fn follow(&self, old: Option<&Arc<Instance>>, new: &Arc<Instance>) {
+        if old.is_none_or(|old| console_log(self, old) != console_log(self, new)) {
+            self.watch_console(new);
+        }
+        let record = &new.record;
+        if record.draft.is_some() || new.domain.is_none() {
+            return;
+        }
+        if record.definition.is_none() {
+            self.details.lock().fetch.insert(new.id);
+            self.details_wake.notify_all();
+        }
+        let mirrored = |instance: &Instance| {
+            let record = &instance.record;
+            (
+                record.draft,
+                record.protection.clone(),
+                record.ownership,
+                record.description.clone(),
+                record.definition.as_ref().map(|definition| definition.description.clone()),
+                instance.domain.as_ref().map(|domain| domain.has_managed_save),
+            )
+        };
+        if old.is_some_and(|old| mirrored(old) != mirrored(new)) {
+            self.mirror(new.id);
+        }
+    }
+
+    fn watch_console(&self, instance: &Instance) {
+        if let Some(console) = &self.console {
+            console.watch(instance.id, console_log(self, instance));
+        }
+    }
+}
+
+/// Whether it was; if not, and nothing else says why, says why.
+fn reconciled(outcome: Result<(), HypervisorError>) -> bool {
+    match outcome {
+        Ok(()) => return true,
+        // Health says so, and the connection's return brings a pass.
+        Err(HypervisorError::Unreachable(detail)) => log::debug!("not reconciled: {detail}"),
+        Err(
+            error @ (HypervisorError::NoDomain
+            | HypervisorError::InvalidState(_)
+            | HypervisorError::Exists(_)
+            | HypervisorError::Unsupported(_)
+            | HypervisorError::Failed(_)),
+        ) => log::warn!("not reconciled and tried again: {error}"),
+    }
+    false
+}
+
+/// The console log of a running instance: the one that its definition names, else where those of ours are.
+fn console_log(reconciler: &Reconciler, instance: &Instance) -> Option<PathBuf> {
+    match instance.domain.as_ref()?.power {
+        PowerState::Running | PowerState::Paused | PowerState::PmSuspended => {}
+        PowerState::ShutOff | PowerState::Crashed => return None,
+    }
+    let named = instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone());
+    Some(
+        named.unwrap_or_else(|| {
+            reconciler.settings.state_directory.join("consoles").join(format!("{}.log", instance.id))
+        }),
+    )
+}

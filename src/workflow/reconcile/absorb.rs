@@ -1,0 +1,253 @@
+//! What an answer of the hypervisor does to the instances, decided inside the ledger's batch.
+//!
+//! Answers come from several threads and can arrive in another order than their questions were asked. Each carries the
+//! serial number of its question; one that was asked before the last that was absorbed is stale and dropped.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{definitions, mirror};
+use crate::inventory::{Instance, Object};
+use crate::model::Class;
+use crate::model::caller::{NO_PROJECT, Ownership};
+use crate::model::domain::{Domain, PowerState};
+use crate::model::protection::Protection;
+use crate::model::record::{ErrorHistory, InstanceRecord};
+use crate::store::Change;
+use crate::workflow::events::Entry;
+use crate::workflow::ledger::{Batch, now};
+
+/// `stop_timeout_seconds` of an instance that nobody set it for.
+const STOP_TIMEOUT_SECONDS: u32 = 60;
+
+/// What the hypervisor said.
+pub(super) struct Answers {
+    /// The question's number.
+    pub(super) serial: u64,
+    /// One domain each; `None` is gone.
+    pub(super) domains: Vec<(Uuid, Option<Domain>)>,
+    /// They are all domains there are. Then these instances were at rest when the question was asked; if they are not
+    /// among the domains, they are gone.
+    pub(super) at_rest: Option<HashSet<Uuid>>,
+}
+
+/// What may be done about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All that follows.
+    Everything,
+    /// Only what needs no store: the store fails.
+    ShownOnly,
+}
+
+/// Which questions the present view is from.
+#[derive(Default)]
+pub(super) struct Stamps {
+    pass: u64,
+    single: HashMap<Uuid, u64>,
+}
+
+impl Stamps {
+    /// Whether an answer to this question is news of that domain; remembers it if so.
+    fn admit(&mut self, id: Uuid, serial: u64) -> bool {
+        if self.pass > serial || self.single.get(&id).is_some_and(|stamp| *stamp > serial) {
+            return false;
+        }
+        self.single.insert(id, serial);
+        true
+    }
+
+    /// The answer could not be brought in after all.
+    fn forget(&mut self, id: Uuid, serial: u64) {
+        if self.single.get(&id) == Some(&serial) {
+            self.single.remove(&id);
+        }
+    }
+
+    /// All domains are known as of this question.
+    pub(super) fn passed(&mut self, serial: u64) {
+        self.pass = self.pass.max(serial);
+        self.single.retain(|_, stamp| *stamp > serial);
+    }
+}
+
+/// Brings the answers into the batch. Returns what is worth an entry in `events`.
+pub(super) fn absorb(batch: &mut Batch<'_>, stamps: &mut Stamps, answers: &Answers, extent: Extent) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (id, answer) in &answers.domains {
+        if stamps.admit(*id, answers.serial) {
+            match (batch.instance(*id), answer) {
+                (Some(instance), Some(domain)) => change(batch, &instance, domain, &mut entries),
+                (Some(instance), None) => gone(batch, &instance, extent, &mut entries),
+                (None, Some(domain)) => match extent {
+                    Extent::Everything => appear(batch, domain, &mut entries),
+                    Extent::ShownOnly => stamps.forget(*id, answers.serial),
+                },
+                (None, None) => {}
+            }
+        }
+    }
+    if let Some(at_rest) = &answers.at_rest {
+        let present: HashSet<Uuid> = answers.domains.iter().map(|(id, _)| *id).collect();
+        for id in at_rest.difference(&present) {
+            // What an operation has claimed meanwhile is left to it.
+            if let Some(instance) = batch.instance(*id)
+                && instance.record.operation.is_none()
+                && stamps.admit(*id, answers.serial)
+            {
+                gone(batch, &instance, extent, &mut entries);
+            }
+        }
+    }
+    entries
+}
+
+fn appear(batch: &mut Batch<'_>, domain: &Domain, entries: &mut Vec<Entry>) {
+    let now = now();
+    let record = InstanceRecord {
+        number: batch.next_number(),
+        name: domain.name.clone(),
+        description: String::new(),
+        ownership: Ownership { owner: 0, project: NO_PROJECT, generation: 0 },
+        protection: Protection::default(),
+        created_at: now,
+        updated_at: now,
+        launched_at: None,
+        stop_timeout_seconds: STOP_TIMEOUT_SECONDS,
+        draft: None,
+        image: None,
+        vcpus: 0,
+        memory_bytes: 0,
+        root_disk_bytes: None,
+        disks: Vec::new(),
+        crashed: has_crashed(domain).then(|| "crashed".to_owned()),
+        operation: None,
+        last_task: None,
+        errors: ErrorHistory::default(),
+        seen: Some(domain.clone()),
+        definition: None,
+        definition_revision: 0,
+    };
+    let instance = Instance { id: domain.uuid, record, domain: Some(domain.clone()), task: None };
+    entries.push(entry(&instance, "appeared", "", instance.observed().state.word()));
+    batch.put(Object::Instance(Arc::new(instance)));
+}
+
+fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &mut Vec<Entry>) {
+    if before.domain.as_ref() == Some(domain) {
+        return;
+    }
+    let mut after = before.clone();
+    let record = &mut after.record;
+    let past = before.domain.as_ref();
+    let was_off = past.map_or(record.draft.is_some(), is_off);
+    if was_off && !is_off(domain) {
+        record.launched_at = Some(now());
+    }
+    let same_power = past.is_some_and(|past| past.power == domain.power && past.reason == domain.reason);
+    if domain.power == PowerState::Running {
+        record.crashed = None;
+    } else if has_crashed(domain) && !same_power {
+        record.crashed = Some("crashed".to_owned());
+    }
+    if record.draft.is_none() {
+        record.name.clone_from(&domain.name);
+    }
+    record.updated_at = now();
+    record.seen = Some(domain.clone());
+    after.domain = Some(domain.clone());
+    if after.record.draft.is_none() && after.record.operation.is_none() {
+        let (from, to) = (before.observed().state.word(), after.observed().state.word());
+        if past.is_none() {
+            entries.push(entry(&after, "appeared", from, to));
+        } else if from != to {
+            entries.push(entry(&after, "state", from, to));
+        }
+        if past.is_some_and(|past| past.name != domain.name) {
+            entries.push(entry(&after, "name", before.name(), &domain.name));
+        }
+    }
+    batch.show(Object::Instance(Arc::new(after)));
+}
+
+fn gone(batch: &mut Batch<'_>, before: &Instance, extent: Extent, entries: &mut Vec<Entry>) {
+    let record = &before.record;
+    let ours_to_forget = record.draft.is_none()
+        && record.operation.is_none()
+        && record.disks.is_empty()
+        && record.protection == Protection::default();
+    if ours_to_forget {
+        if extent == Extent::Everything {
+            entries.push(entry(before, "disappeared", before.observed().state.word(), ""));
+            batch.remove(Class::Instance, before.id);
+            batch.store(Change::Delete(definitions::key(before.id)));
+            batch.store(Change::Delete(mirror::key(before.id)));
+        }
+        return;
+    }
+    if before.domain.is_none() {
+        return;
+    }
+    let mut after = before.clone();
+    after.domain = None;
+    after.record.seen = None;
+    after.record.updated_at = now();
+    if record.draft.is_none() && record.operation.is_none() {
+        let (from, to) = (before.observed().state.word(), after.observed().state.word());
+        entries.push(entry(&after, "disappeared", from, to));
+    }
+    batch.show(Object::Instance(Arc::new(after)));
+}
+
+fn is_off(domain: &Domain) -> bool {
+    match domain.power {
+        PowerState::ShutOff | PowerState::Crashed => true,
+        PowerState::Running | PowerState::Paused | PowerState::PmSuspended => false,
+    }
+}
+
+fn has_crashed(domain: &Domain) -> bool {
+    match domain.power {
+        PowerState::Crashed => true,
+        PowerState::ShutOff => domain.reason == "crashed",
+        PowerState::Running | PowerState::Paused | PowerState::PmSuspended => false,
+    }
+}
+
+fn entry(instance: &Instance, what: &str, from: &str, to: &str) -> Entry {
+    Entry {
+        class: Some(Class::Instance),
+        id: Some(instance.id),
+        name: instance.name().to_owned(),
+        uid: 0,
+        login: "libvirt".to_owned(),
+        what: what.to_owned(),
+        from: from.to_owned(),
+        to: to.to_owned(),
+        errno: String::new(),
+        reason: instance.observed().reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_an_older_question_is_dropped() {
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut stamps = Stamps::default();
+        assert!(stamps.admit(one, 5));
+        assert!(!stamps.admit(one, 4));
+        assert!(stamps.admit(two, 4));
+        // A failed store has the same answer absorbed twice.
+        assert!(stamps.admit(one, 5));
+        stamps.passed(6);
+        assert!(!stamps.admit(two, 5));
+        assert!(stamps.admit(two, 7));
+        stamps.passed(3);
+        assert!(!stamps.admit(one, 5));
+    }
+}

@@ -1,0 +1,8 @@
+//! The reconciler between the simulated hypervisor and a real store: what happens to domains, what is shown of it,
+//! stored, mirrored, logged and announced.
+
+mod console;
+mod domains;
+mod failures;
+mod mirror;
+mod world;

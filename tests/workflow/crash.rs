@@ -1,0 +1,309 @@
+//! The power goes at each commit of each operation, and again at each commit of the recovery.
+
+use std::sync::Arc;
+
+use instancefs::model::change::InstanceChange;
+use instancefs::model::instance::{State, Word};
+use instancefs::model::task::TaskState;
+use instancefs::store::power_loss::{Moment, PowerLoss};
+use instancefs::store::sqlite::SqliteStore;
+use instancefs::store::{Change, Store};
+use instancefs::workflow::request::{Request, Wait};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::lab::{Life, World, alice, until};
+
+const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
+
+struct Case {
+    /// Makes the object.
+    setup: fn(&Life<'_>) -> Uuid,
+    change: InstanceChange,
+    /// Looks at the end: fully done or fully back.
+    check: fn(&Life<'_>, Uuid),
+}
+
+fn to(state: State) -> InstanceChange {
+    InstanceChange::State(Word::State(state))
+}
+
+/// Runs a life until its power goes or its work is done; true if the power went.
+fn run_until_lost(world: &World, at: u64, moment: Moment, id: Uuid, change: Option<&InstanceChange>) -> bool {
+    let store: Arc<PowerLoss<Arc<SqliteStore>>> = Arc::new(PowerLoss::new(world.store.clone(), at, moment));
+    let life = world.live_on(store.clone(), |_| {});
+    let answered = change
+        .map(|change| life.submit(&alice(), Request::Instance { id, changes: vec![change.clone()] }, Wait::Settle));
+    until("the work is done, or the power gone", || {
+        store.lost()
+            || (answered.as_ref().is_none_or(|answered| answered.try_recv().is_ok())
+                && life.inventory.instance(id).is_none_or(|instance| instance.task.is_none()))
+    });
+    store.lost()
+}
+
+fn everywhere(case: &Case) {
+    let mut crashes = 0;
+    for moment in MOMENTS {
+        for at in 1.. {
+            let mut lost = false;
+            for again in MOMENTS {
+                for recovery_at in 1.. {
+                    let world = World::new();
+                    let id = (case.setup)(&world.live());
+                    lost = run_until_lost(&world, at, moment, id, Some(&case.change));
+                    if !lost {
+                        break;
+                    }
+                    crashes += 1;
+                    let lost_again = run_until_lost(&world, recovery_at, again, id, None);
+                    let life = world.live();
+                    life.wait_idle(id);
+                    is_tidy(&life);
+                    (case.check)(&life, id);
+                    if !lost_again {
+                        break;
+                    }
+                }
+            }
+            if !lost {
+                break;
+            }
+        }
+    }
+    assert!(crashes >= 6, "only {crashes} crashes: the power never went where it matters");
+}
+
+/// No claim, no unfinished task, and each disk recorded by who has it.
+fn is_tidy(life: &Life<'_>) {
+    for task in life.inventory.tasks() {
+        assert!(task.record.state.is_final(), "{task:?}");
+    }
+    let mut recorded = 0;
+    for instance in life.inventory.instances() {
+        assert_eq!((&instance.task, instance.record.operation), (&None, None));
+        for disk in &instance.record.disks {
+            assert_eq!(life.world.disks.disks.lock().get(&disk.reference), Some(&disk.operation), "a disk is lost");
+            recorded += 1;
+        }
+    }
+    assert_eq!(life.world.disk_count(), recorded, "a disk leaked");
+}
+
+fn boots(world: &World, id: Uuid) -> u64 {
+    let list = world.control(json!({ "do": "list" }));
+    let guests = list["guests"].as_array().unwrap();
+    let guest = guests.iter().find(|guest| guest["domain"]["uuid"] == json!(id)).expect("the guest exists");
+    guest["boots"].as_u64().unwrap()
+}
+
+fn is_draft_without_traces(life: &Life<'_>, id: Uuid) {
+    assert_eq!(life.observed(id), State::Draft);
+    assert_eq!((life.world.disk_count(), life.world.domain(id)), (0, None));
+}
+
+#[test]
+fn booting() {
+    everywhere(&Case {
+        setup: |life| life.draft_with_image(),
+        change: to(State::Active),
+        check: |life, id| match life.observed(id) {
+            State::Active => {
+                assert_eq!((life.world.disk_count(), boots(life.world, id)), (1, 1));
+                assert_eq!(life.instance(id).record.draft, None);
+            }
+            _ => is_draft_without_traces(life, id),
+        },
+    });
+}
+
+#[test]
+fn booting_in_vain() {
+    everywhere(&Case {
+        setup: |life| {
+            life.world.control(json!({ "do": "fault", "call": "start", "mode": "fail" }));
+            life.draft_with_image()
+        },
+        change: to(State::Active),
+        check: |life, id| {
+            is_draft_without_traces(life, id);
+            if life.instance(id).record.last_task.is_some() {
+                assert_eq!(life.last_task(id).record.state, TaskState::Failure);
+                assert!(life.last_error(id).is_some());
+            }
+        },
+    });
+}
+
+#[test]
+fn defining() {
+    everywhere(&Case {
+        setup: |life| life.draft_with_image(),
+        change: to(State::Stopped),
+        check: |life, id| match life.observed(id) {
+            State::Stopped => assert_eq!((life.world.disk_count(), life.world.calls("start")), (1, 0)),
+            _ => is_draft_without_traces(life, id),
+        },
+    });
+}
+
+fn done_or_back(life: &Life<'_>, id: Uuid, from: State, to: State) {
+    let state = life.observed(id);
+    assert!(state == from || state == to, "{state:?}");
+    let done = life
+        .inventory
+        .tasks()
+        .iter()
+        .filter(|task| task.record.object == id)
+        .max_by_key(|task| task.record.number)
+        .unwrap()
+        .record
+        .clone();
+    // The first operation of each case is the one that made it real.
+    if done.number != life.inventory.tasks().iter().map(|task| task.record.number).min().unwrap() {
+        assert_eq!((done.state, state), (TaskState::Success, to));
+    }
+}
+
+#[test]
+fn starting() {
+    everywhere(&Case {
+        setup: |life| life.stopped(),
+        change: to(State::Active),
+        check: |life, id| {
+            done_or_back(life, id, State::Stopped, State::Active);
+            assert!(boots(life.world, id) <= 1);
+        },
+    });
+}
+
+#[test]
+fn stopping() {
+    everywhere(&Case {
+        setup: |life| life.active(),
+        change: to(State::Stopped),
+        check: |life, id| done_or_back(life, id, State::Active, State::Stopped),
+    });
+}
+
+#[test]
+fn pausing_and_suspending() {
+    for state in [State::Paused, State::Suspended] {
+        everywhere(&Case {
+            setup: |life| life.active(),
+            change: to(state),
+            check: |life, id| match life.observed(id) {
+                State::Suspended => done_or_back(life, id, State::Active, State::Suspended),
+                _ => done_or_back(life, id, State::Active, State::Paused),
+            },
+        });
+    }
+}
+
+#[test]
+fn resuming_keeps_the_saved_memory() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.active();
+            life.state(id, State::Suspended).unwrap();
+            id
+        },
+        change: to(State::Active),
+        check: |life, id| {
+            assert!([State::Suspended, State::Active].contains(&life.observed(id)));
+            assert_eq!(boots(life.world, id), 1);
+        },
+    });
+}
+
+#[test]
+fn renaming() {
+    everywhere(&Case {
+        setup: |life| life.stopped(),
+        change: InstanceChange::Name("web".to_owned()),
+        check: |life, id| {
+            let instance = life.instance(id);
+            assert_eq!(life.world.domain(id).unwrap().name, instance.name());
+            assert_eq!(instance.record.name, instance.name());
+            assert!([id.to_string().as_str(), "web"].contains(&instance.name()));
+        },
+    });
+}
+
+#[test]
+fn rebooting_happens_once_at_most() {
+    everywhere(&Case {
+        setup: |life| life.active(),
+        change: InstanceChange::RebootHard,
+        check: |life, id| {
+            assert_eq!(life.observed(id), State::Active);
+            assert!(boots(life.world, id) <= 2);
+        },
+    });
+}
+
+#[test]
+fn discarding() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.draft_with_image();
+            life.world.fail("start");
+            life.world.control(json!({ "do": "fault", "call": "undefine", "mode": "fail" }));
+            life.state(id, State::Active).unwrap_err();
+            life.world.control(json!({ "do": "release" }));
+            assert_eq!(life.world.disk_count(), 1);
+            id
+        },
+        change: InstanceChange::State(Word::Deleted),
+        check: |life, id| match life.inventory.instance(id) {
+            Some(instance) => assert_eq!((instance.observed().state, life.world.disk_count()), (State::Draft, 1)),
+            None => assert_eq!((life.world.domain(id), life.world.disk_count()), (None, 0)),
+        },
+    });
+}
+
+/// Changes a stored record behind everybody's back.
+fn edit_record(world: &World, key: &str, edit: impl FnOnce(&mut serde_json::Value)) {
+    let mut value = serde_json::from_slice(&world.store.get(key).unwrap().unwrap().value).unwrap();
+    edit(&mut value);
+    world.store.transact(&[], &[Change::Put(key.to_owned(), value.to_string().into_bytes())]).unwrap();
+}
+
+#[test]
+fn finished_tasks_go_after_their_time() {
+    let world = World::new();
+    let (id, old, new) = {
+        let life = world.live();
+        let id = life.stopped();
+        let old = life.last_task(id).id;
+        let other = life.stopped();
+        (id, old, life.last_task(other).id)
+    };
+    edit_record(&world, &format!("tasks/{old}"), |task| task["ended_at"] = json!(1));
+    let life = world.live();
+    until("the old one is gone", || life.inventory.task(old).is_none());
+    assert!(life.inventory.task(new).is_some());
+    assert_eq!(life.instance(id).record.last_task, None);
+    assert_eq!(world.store.get(&format!("tasks/{old}")).unwrap(), None);
+}
+
+#[test]
+fn a_task_whose_object_is_gone_is_ended() {
+    let world = World::new();
+    let (id, task) = {
+        let life = world.live();
+        let id = life.draft_with_image();
+        life.world.fail("start");
+        life.state(id, State::Active).unwrap_err();
+        (id, life.last_task(id).id)
+    };
+    edit_record(&world, &format!("tasks/{task}"), |task| {
+        task["state"] = json!("processing");
+        task["ended_at"] = json!(null);
+    });
+    world.store.transact(&[], &[Change::Delete(format!("instances/{id}"))]).unwrap();
+    let life = world.live();
+    let task = life.inventory.task(task).unwrap();
+    assert_eq!((task.record.state, task.record.errno), (TaskState::Failure, libc::ENOENT));
+    assert!(task.record.ended_at.is_some());
+}

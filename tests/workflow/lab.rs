@@ -1,0 +1,347 @@
+//! A world that outlives the program (store, hypervisor, disks), and the lives of the program in it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk};
+use instancefs::hypervisor::simulated::SimulatedHypervisor;
+use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
+use instancefs::inventory::{Image, Instance, Inventory, Object, Task};
+use instancefs::model::Class;
+use instancefs::model::caller::{Caller, NO_PROJECT, Ownership};
+use instancefs::model::change::{ImageChange, InstanceChange};
+use instancefs::model::image::Format;
+use instancefs::model::instance::{State, Word};
+use instancefs::model::reason::Reason;
+use instancefs::model::record::{ErrorHistory, ImageRecord};
+use instancefs::store::Store;
+use instancefs::store::sqlite::SqliteStore;
+use instancefs::workflow::events::EventLog;
+use instancefs::workflow::ledger::Ledger;
+use instancefs::workflow::reconcile::{self, Reconciler};
+use instancefs::workflow::request::{Request, Submission, Wait};
+use instancefs::workflow::{self, Engine, Parts, Settings};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const IMAGE_BYTES: u64 = 1 << 30;
+
+pub fn root() -> Caller {
+    Caller { uid: 0, gid: 0, groups: Vec::new(), login: "root".to_owned() }
+}
+
+pub fn alice() -> Caller {
+    Caller { uid: 1000, gid: 1000, groups: Vec::new(), login: "alice".to_owned() }
+}
+
+pub fn bob() -> Caller {
+    Caller { uid: 1001, gid: 1001, groups: Vec::new(), login: "bob".to_owned() }
+}
+
+/// Disks in memory that remember who made them, and fail on demand.
+#[derive(Default)]
+pub struct Disks {
+    pub disks: Mutex<BTreeMap<String, Uuid>>,
+    pub create_fails: Mutex<Option<String>>,
+    pub remove_fails: Mutex<bool>,
+}
+
+impl BlockBackend for Disks {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
+        DiskRecord { backend: "memory".to_owned(), reference: disk.instance.to_string(), operation: disk.operation }
+    }
+
+    fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError> {
+        if let Some(words) = &*self.create_fails.lock() {
+            return Err(BlockError::NoSpace(words.clone()));
+        }
+        let record = self.plan(disk);
+        let mut disks = self.disks.lock();
+        if *disks.entry(record.reference.clone()).or_insert(disk.operation) != disk.operation {
+            return Err(BlockError::Exists(record.reference));
+        }
+        Ok(record)
+    }
+
+    fn path(&self, record: &DiskRecord) -> PathBuf {
+        PathBuf::from("/nowhere").join(&record.reference)
+    }
+
+    fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
+        if *self.remove_fails.lock() {
+            return Err(BlockError::Failed("a test wants it so".to_owned()));
+        }
+        let mut disks = self.disks.lock();
+        match disks.get(&record.reference) {
+            None => Ok(()),
+            Some(operation) if *operation == record.operation => {
+                disks.remove(&record.reference);
+                Ok(())
+            }
+            Some(_) => Err(BlockError::NotOurs(record.reference.clone())),
+        }
+    }
+
+    fn capacity(&self) -> Result<(u64, u64), BlockError> {
+        Ok((0, 0))
+    }
+}
+
+pub struct World {
+    pub directory: TempDir,
+    pub store: Arc<SqliteStore>,
+    pub hypervisor: Arc<SimulatedHypervisor>,
+    pub disks: Arc<Disks>,
+    pub image: Uuid,
+}
+
+impl World {
+    /// With one active image of 1 GiB, alice's.
+    pub fn new() -> World {
+        let directory = TempDir::new().unwrap();
+        let store = Arc::new(SqliteStore::open(&directory.path().join("store.sqlite")).unwrap());
+        let hypervisor = Arc::new(SimulatedHypervisor::open(&directory.path().join("host")).unwrap());
+        hypervisor.connect().unwrap();
+        std::fs::create_dir(directory.path().join("images")).unwrap();
+        let world = World { directory, store, hypervisor, disks: Arc::default(), image: Uuid::new_v4() };
+        let ledger = Ledger::open(world.store.clone(), Arc::default()).unwrap();
+        ledger
+            .transact(|batch| {
+                let image = active_image(world.image, batch.next_number());
+                batch.put(Object::Image(Arc::new(image)));
+            })
+            .unwrap();
+        world
+    }
+
+    pub fn live(&self) -> Life<'_> {
+        self.live_on(self.store.clone(), |_| {})
+    }
+
+    /// A life on another view of the store, with other settings.
+    pub fn live_on(&self, store: Arc<dyn Store>, set: impl FnOnce(&mut Settings)) -> Life<'_> {
+        self.begin_life(store, self.disks.clone(), set)
+    }
+
+    /// A life that makes its disks elsewhere.
+    pub fn live_with(&self, block: Arc<dyn BlockBackend>) -> Life<'_> {
+        self.begin_life(self.store.clone(), block, |_| {})
+    }
+
+    fn begin_life(
+        &self,
+        store: Arc<dyn Store>,
+        block: Arc<dyn BlockBackend>,
+        set: impl FnOnce(&mut Settings),
+    ) -> Life<'_> {
+        let inventory = Arc::new(Inventory::new());
+        inventory.apply(workflow::load(&*store).unwrap());
+        let ledger = Arc::new(Ledger::open(store.clone(), inventory.clone()).unwrap());
+        let events = EventLog::open(self.directory.path().join("events"), inventory.clone()).unwrap();
+        let reconciler = Reconciler::start(
+            ledger.clone(),
+            store,
+            self.hypervisor.clone(),
+            events.clone(),
+            self.hypervisor.events(),
+            reconcile::Settings {
+                state_directory: self.directory.path().to_owned(),
+                interval: DEADLINE,
+                read_only: false,
+            },
+        );
+        let parts = Parts {
+            ledger: ledger.clone(),
+            hypervisor: self.hypervisor.clone(),
+            block,
+            reconciler: reconciler.clone(),
+            events: events.clone(),
+        };
+        let mut settings = Settings {
+            settle: DEADLINE,
+            state_directory: self.directory.path().to_owned(),
+            read_only: false,
+            projects: vec![2000],
+            guest_group: None,
+            drafts_per_user: 100,
+        };
+        set(&mut settings);
+        let engine = Engine::start(parts, settings).unwrap();
+        Life { world: self, engine, inventory, reconciler, events }
+    }
+
+    pub fn control(&self, command: Value) -> Value {
+        let answer = self.hypervisor.control(command);
+        assert_eq!(answer["ok"], true, "{answer}");
+        answer
+    }
+
+    /// Has a call of the hypervisor fail, once.
+    pub fn fail(&self, call: &str) {
+        self.control(json!({ "do": "fault", "call": call, "mode": "fail", "message": "a test says no", "times": 1 }));
+    }
+
+    pub fn domain(&self, id: Uuid) -> Option<Domain> {
+        self.hypervisor.domain(id).unwrap()
+    }
+
+    pub fn power(&self, id: Uuid) -> PowerState {
+        self.domain(id).expect("the domain exists").power
+    }
+
+    pub fn calls(&self, call: &str) -> u64 {
+        self.control(json!({ "do": "calls" }))["calls"][call].as_u64().unwrap_or(0)
+    }
+
+    pub fn is_pending(&self, call: &str) -> bool {
+        let answer = self.control(json!({ "do": "calls" }));
+        answer["pending"].as_array().unwrap().iter().any(|pending| pending["call"] == call)
+    }
+
+    pub fn disk_count(&self) -> usize {
+        self.disks.disks.lock().len()
+    }
+}
+
+fn active_image(id: Uuid, number: u64) -> Image {
+    let record = ImageRecord {
+        number,
+        name: "debian".to_owned(),
+        description: String::new(),
+        ownership: Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 },
+        created_at: 1,
+        updated_at: 1,
+        draft: None,
+        disk_format: Some(Format::Qcow2),
+        size_bytes: 1 << 20,
+        virtual_size_bytes: IMAGE_BYTES,
+        sha512: Some("00".to_owned()),
+        operation: None,
+        last_task: None,
+        errors: ErrorHistory::default(),
+    };
+    Image { id, record, task: None, data_bytes: 1 << 20 }
+}
+
+/// One life of the program.
+pub struct Life<'a> {
+    pub world: &'a World,
+    pub engine: Arc<Engine>,
+    pub inventory: Arc<Inventory>,
+    pub reconciler: Arc<Reconciler>,
+    pub events: Arc<EventLog>,
+}
+
+impl Life<'_> {
+    pub fn submit(&self, caller: &Caller, request: Request, wait: Wait) -> Receiver<Result<(), Reason>> {
+        let (answer, answered) = channel();
+        self.engine.submit(Submission {
+            caller: caller.clone(),
+            file: "state".to_owned(),
+            request,
+            wait,
+            done: Box::new(move |result| drop(answer.send(result))),
+        });
+        answered
+    }
+
+    pub fn ask(&self, caller: &Caller, request: Request) -> Result<(), Reason> {
+        self.submit(caller, request, Wait::Settle).recv_timeout(DEADLINE * 2).expect("answered")
+    }
+
+    pub fn change(&self, caller: &Caller, id: Uuid, change: InstanceChange) -> Result<(), Reason> {
+        self.ask(caller, Request::Instance { id, changes: vec![change] })
+    }
+
+    pub fn change_image(&self, caller: &Caller, id: Uuid, change: ImageChange) -> Result<(), Reason> {
+        self.ask(caller, Request::Image { id, changes: vec![change] })
+    }
+
+    pub fn state(&self, id: Uuid, state: State) -> Result<(), Reason> {
+        self.change(&alice(), id, InstanceChange::State(Word::State(state)))
+    }
+
+    /// Asks for a state without waiting for the end.
+    pub fn begin(&self, id: Uuid, state: State) -> Receiver<Result<(), Reason>> {
+        let changes = vec![InstanceChange::State(Word::State(state))];
+        self.submit(&alice(), Request::Instance { id, changes }, Wait::Settle)
+    }
+
+    pub fn draft(&self) -> Uuid {
+        let id = Uuid::new_v4();
+        self.ask(&alice(), Request::MakeDraft { class: Class::Instance, id }).unwrap();
+        id
+    }
+
+    pub fn draft_with_image(&self) -> Uuid {
+        let id = self.draft();
+        self.change(&alice(), id, InstanceChange::Image(self.world.image)).unwrap();
+        id
+    }
+
+    /// A running instance.
+    pub fn active(&self) -> Uuid {
+        let id = self.draft_with_image();
+        self.state(id, State::Active).unwrap();
+        id
+    }
+
+    /// One that is off.
+    pub fn stopped(&self) -> Uuid {
+        let id = self.draft_with_image();
+        self.state(id, State::Stopped).unwrap();
+        id
+    }
+
+    pub fn instance(&self, id: Uuid) -> Arc<Instance> {
+        self.inventory.instance(id).expect("the instance exists")
+    }
+
+    pub fn observed(&self, id: Uuid) -> State {
+        self.instance(id).observed().state
+    }
+
+    pub fn last_error(&self, id: Uuid) -> Option<String> {
+        self.instance(id).record.errors.last().map(|line| line.reason.clone())
+    }
+
+    pub fn last_task(&self, id: Uuid) -> Arc<Task> {
+        let task = self.instance(id).record.last_task.expect("there was a task");
+        self.inventory.task(task).expect("the task exists")
+    }
+
+    pub fn wait_idle(&self, id: Uuid) {
+        until("the instance is idle", || self.inventory.instance(id).is_none_or(|instance| instance.task.is_none()));
+    }
+
+    pub fn refresh(&self, id: Uuid) {
+        self.reconciler.refresh(id).unwrap();
+    }
+}
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        self.engine.stop();
+        self.reconciler.stop();
+    }
+}
+
+/// Waits for a condition, and fails after a deadline.
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

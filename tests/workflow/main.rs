@@ -1,0 +1,8 @@
+//! The workflow room against the simulated hypervisor: requests, operations, failures, crashes.
+
+mod boot;
+mod crash;
+mod image;
+mod lab;
+mod power;
+mod requests;
