@@ -7,4 +7,5 @@ pub mod image;
 pub mod inventory;
 pub mod model;
 pub mod store;
+pub mod tree;
 pub mod workflow;

@@ -2,8 +2,26 @@
 //!
 //! It knows no FUSE: the room above translates requests into these calls and hands over completions.
 
+pub mod abi;
+pub mod account;
+pub mod attribute;
+mod changes;
+mod errors;
+mod fixed;
+pub mod image;
+pub mod instance;
+pub mod interface;
 pub mod names;
 pub mod node;
+pub mod reference;
+mod rename;
+pub mod root;
+mod scratch;
+mod spec;
+pub mod task;
+pub mod value;
+mod view;
+mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +31,7 @@ use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
 use crate::workflow::request::Completion;
+pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
 pub use node::{Directory, Node};
 
@@ -114,18 +133,19 @@ pub trait Interface: Send + Sync {
     /// One write(2) of a value: one command. Answers when the tree says so.
     fn write(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion);
     /// mkdir by a user.
-    fn make_directory(&self, parent: Node, name: &str, caller: Caller, done: NodeCompletion);
+    fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion);
     /// rmdir by a user.
-    fn remove_directory(&self, parent: Node, name: &str, caller: Caller, done: Completion);
+    fn remove_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: Completion);
     /// unlink by a user.
     fn unlink(&self, parent: Node, name: &str, caller: Caller) -> Result<(), Reason>;
     /// symlink by a user.
     fn symlink(&self, parent: Node, name: &str, target: &str, caller: Caller, done: NodeCompletion);
     /// rename by a user.
-    fn rename(&self, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion);
+    fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion);
     /// create by a user: a temporary file, or a refusal.
     fn create(&self, parent: Node, name: &str, caller: Caller) -> Result<Node, Reason>;
-    /// Opens an image's `data` that is still a draft's; `None` for every other place. Held until the kernel releases
+    /// Opens an image's `data` that is still a draft's for writing, or a temporary file; `None` for every other place,
+    /// which is read by [`Interface::content`]. Held until the kernel releases
     /// the handle: a commit waits for the writers.
     fn open_data(&self, node: Node, caller: Caller, writing: bool) -> Option<Result<Arc<dyn Data>, Reason>>;
     /// The attributes that read differently since a change.

@@ -94,6 +94,14 @@ impl Names {
         }
     }
 
+    /// The class of an object of which any place is published.
+    pub fn class(&self, number: u64) -> Option<Class> {
+        let table = self.table.read();
+        Class::ALL.into_iter().find(|class| {
+            Position::ALL.into_iter().any(|position| table.places.contains_key(&position.node(*class, number)))
+        })
+    }
+
     /// A name in one of the directories whose entries are objects.
     pub fn lookup(&self, directory: Directory, name: &str) -> Option<Node> {
         let table = self.table.read();

@@ -1,0 +1,91 @@
+//! What a change of the inventory means for files and names.
+
+use std::path::PathBuf;
+
+use super::attribute::Row;
+use super::names::Position;
+use super::node::{Directory, Node};
+use super::{Touched, fixed, image, instance, root, task};
+use crate::inventory::{Change, Inventory, Object};
+use crate::model::Class;
+
+/// The files that read differently since a change. Symlinks and bulk data are not among them.
+pub fn touched(change: &Change) -> Vec<Touched> {
+    match change {
+        Change::Object { old, new } => object(old.as_ref(), new.as_ref()),
+        Change::Health => vec![file(Directory::Root, root::HEALTH)],
+        Change::Events => vec![file(Directory::Root, root::EVENTS)],
+        Change::Console(instance) => {
+            let row = instance::ROWS.iter().find(|row| row.name == "console.log");
+            row.map(|row| attribute(instance, row)).into_iter().collect()
+        }
+        Change::Moved(..) => Vec::new(),
+    }
+}
+
+/// The places whose wanted name may differ since a change.
+pub fn moved(inventory: &Inventory, change: &Change) -> Vec<(Class, u64, Position)> {
+    let all = |class, number| Position::ALL.map(|position| (class, number, position)).to_vec();
+    match change {
+        Change::Object { old, new } => match new.as_ref().or(old.as_ref()) {
+            Some(object) => all(object.class(), object.number()),
+            None => Vec::new(),
+        },
+        Change::Moved(class, id) => match inventory.get(*class, *id) {
+            Some(object) => all(*class, object.number()),
+            None => Vec::new(),
+        },
+        Change::Health | Change::Events | Change::Console(_) => Vec::new(),
+    }
+}
+
+fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
+    let mut touched = match (old, new) {
+        (Some(Object::Instance(old)), Some(Object::Instance(new))) => {
+            let mut touched = rows(instance::ROWS, old.as_ref(), new.as_ref(), |row| attribute(new, row));
+            if old.record.definition_revision != new.record.definition_revision {
+                let row = instance::ROWS.iter().find(|row| row.name == "domain.xml");
+                touched.extend(row.map(|row| attribute(new, row)));
+            }
+            touched
+        }
+        (Some(Object::Image(old)), Some(Object::Image(new))) => rows(image::ROWS, old.as_ref(), new.as_ref(), |row| {
+            place(Class::Image, new.record.number, new.id, row.id, row.name)
+        }),
+        (Some(Object::Task(old)), Some(Object::Task(new))) => rows(task::ROWS, old.as_ref(), new.as_ref(), |row| {
+            place(Class::Task, new.record.number, new.id, row.id, row.name)
+        }),
+        _ => Vec::new(),
+    };
+    touched.extend(summary(old, new));
+    touched
+}
+
+fn rows<O, C>(rows: &[Row<O, C>], old: &O, new: &O, touched: impl Fn(&Row<O, C>) -> Touched) -> Vec<Touched> {
+    rows.iter().filter(|row| row.render(old) != row.render(new)).map(touched).collect()
+}
+
+fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
+    let line = |object: Option<&Object>| match object {
+        Some(Object::Instance(instance)) => Some((root::SUMMARY_INSTANCES, root::instance_line(instance))),
+        Some(Object::Image(image)) => Some((root::SUMMARY_IMAGES, root::image_line(image))),
+        Some(Object::Task(_)) | None => None,
+    };
+    let (old, new) = (line(old), line(new));
+    let row = old.as_ref().or(new.as_ref()).map(|(row, _)| *row)?;
+    (old != new).then(|| file(Directory::Summary, row))
+}
+
+fn attribute(instance: &crate::inventory::Instance, row: &instance::InstanceRow) -> Touched {
+    place(Class::Instance, instance.record.number, instance.id, row.id, row.name)
+}
+
+fn place(class: Class, number: u64, id: uuid::Uuid, row: u8, name: &str) -> Touched {
+    let path = PathBuf::from(class.directory()).join(id.to_string()).join(name);
+    Touched { node: Node::Attribute(class, number, row), path }
+}
+
+fn file(directory: Directory, id: u8) -> Touched {
+    let name = root::table(directory).iter().find(|row| row.id == id).map_or("", |row| row.name);
+    Touched { node: Node::File(directory, id), path: fixed::path(directory).join(name) }
+}

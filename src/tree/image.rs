@@ -1,0 +1,145 @@
+//! The files of an image.
+
+use super::account::{group, group_name, user, user_name};
+use super::attribute::{Read, Row, Type, Write};
+use super::errors;
+use super::reference::Resolver;
+use super::value::{filled, malformed, name};
+use crate::inventory::Image;
+use crate::model::caller::Caller;
+use crate::model::change::ImageChange;
+use crate::model::image::{Format, Word, available};
+use crate::model::reason::Reason;
+
+/// The rows; ids are fixed for ever.
+pub type ImageRow = Row<Image, ImageChange>;
+
+type Parse = fn(&str, &Resolver<'_>) -> Result<ImageChange, Reason>;
+
+const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> ImageRow {
+    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
+}
+
+const fn read_only(mut row: ImageRow, read: fn(&Image) -> String) -> ImageRow {
+    row.read = Read::Value(read);
+    row
+}
+
+const fn writable(mut row: ImageRow, read: fn(&Image) -> String, write: Parse) -> ImageRow {
+    row.read = Read::Value(read);
+    row.write = Write::Change(write);
+    row
+}
+
+const fn with_read(mut row: ImageRow, read: Read<Image>) -> ImageRow {
+    row.read = read;
+    row
+}
+
+const fn data(mut row: ImageRow) -> ImageRow {
+    row.read = Read::Data;
+    row.write = Write::Data;
+    row
+}
+
+/// The table.
+pub static ROWS: &[ImageRow] = &[
+    writable(
+        row(1, "name", 0o660, Type::Text, "Its name; need not be unique."),
+        |image| image.record.name.clone(),
+        |value, _| name(value).map(ImageChange::Name),
+    ),
+    writable(
+        row(2, "description", 0o660, Type::Text, "Free text of one line; empty clears it."),
+        |image| image.record.description.clone(),
+        |value, _| Ok(ImageChange::Description(value.to_owned())),
+    ),
+    writable(
+        row(
+            3,
+            "state",
+            0o660,
+            Type::Word,
+            "draft or active. Writing active to a draft verifies and publishes it; a refused draft stays a draft. \
+             Writing deleted discards a draft.",
+        ),
+        |image| image.state().word().to_owned(),
+        |value, _| Word::parse(filled(value)?).map(ImageChange::State),
+    ),
+    read_only(
+        row(4, "state_available", 0o440, Type::Word, "The words that a write to state would be allowed now."),
+        |image| available(&image.situation(&Caller::daemon())).join(" "),
+    ),
+    read_only(
+        row(5, "task", 0o440, Type::Word, "saving while an image is verified, deleting; empty when idle."),
+        |image| image.task.as_ref().map_or("", |task| task.operation.task_word().word()).to_owned(),
+    ),
+    read_only(
+        row(6, "progress", 0o440, Type::Number("percent"), "How far the operation is; empty when idle."),
+        |image| image.task.as_ref().map_or_else(String::new, |task| task.progress.to_string()),
+    ),
+    with_read(
+        row(7, "last_task", 0o777, Type::Link, "The latest operation. Absent until there was one."),
+        Read::Link(|image| image.record.last_task.map(|id| format!("../../tasks/{id}"))),
+    ),
+    writable(
+        row(
+            8,
+            "disk_format",
+            0o660,
+            Type::Word,
+            "qcow2 or raw. Unset: qcow2 by its magic, raw if no known magic is found; a written one must agree.",
+        ),
+        |image| image.record.disk_format.map_or("", Format::word).to_owned(),
+        |value, _| match filled(value)? {
+            "qcow2" => Ok(ImageChange::DiskFormat(Format::Qcow2)),
+            "raw" => Ok(ImageChange::DiskFormat(Format::Raw)),
+            _ => Err(malformed("write qcow2 or raw")),
+        },
+    ),
+    data(row(9, "data", 0o660, Type::Data, "The image itself: written in a draft, never changed (0440) once active.")),
+    read_only(row(10, "size_bytes", 0o440, Type::Number("bytes"), "Length of data; empty until active."), |image| {
+        number(image, image.record.size_bytes)
+    }),
+    read_only(
+        row(11, "virtual_size_bytes", 0o440, Type::Number("bytes"), "What a guest sees; empty until active."),
+        |image| number(image, image.record.virtual_size_bytes),
+    ),
+    read_only(row(12, "sha512", 0o440, Type::Text, "SHA-512 of data, hexadecimal; empty until active."), |image| {
+        image.record.sha512.clone().unwrap_or_default()
+    }),
+    writable(
+        row(13, "owner", 0o640, Type::User, "Whose it is; root may change it."),
+        |image| user_name(image.record.ownership.owner),
+        |value, _| user(value).map(ImageChange::Owner),
+    ),
+    writable(
+        row(14, "project", 0o640, Type::Group, "The group that shares it; nogroup for none. Root may change it."),
+        |image| group_name(image.record.ownership.project),
+        |value, _| group(value).map(ImageChange::Project),
+    ),
+    read_only(row(15, "created_at", 0o440, Type::Time, "When it was made."), |image| {
+        image.record.created_at.to_string()
+    }),
+    read_only(row(16, "updated_at", 0o440, Type::Time, "When it last changed."), |image| {
+        image.record.updated_at.to_string()
+    }),
+    with_read(
+        row(
+            17,
+            "last_error",
+            0o440,
+            Type::Text,
+            "ok, or the last refusal or failure: time, login, file, errno, reason.",
+        ),
+        Read::Document(|image| errors::last(&image.record.errors)),
+    ),
+    with_read(
+        row(18, "errors", 0o440, Type::Document("lines"), "The last 16 refusals and failures, the newest last."),
+        Read::Document(|image| errors::all(&image.record.errors)),
+    ),
+];
+
+fn number(image: &Image, bytes: u64) -> String {
+    if image.record.draft.is_some() { String::new() } else { bytes.to_string() }
+}

@@ -1,0 +1,275 @@
+//! The files of an instance.
+
+use super::account::{group, group_name, user, user_name};
+use super::attribute::{Read, Row, Type, Write};
+use super::reference::Resolver;
+use super::value::{boolean, filled, instance_name, malformed, number, one};
+use super::{errors, spec};
+use crate::inventory::Instance;
+use crate::model::caller::Caller;
+use crate::model::change::InstanceChange;
+use crate::model::instance::{Word, available};
+use crate::model::reason::Reason;
+
+/// The rows; ids are fixed for ever.
+pub type InstanceRow = Row<Instance, InstanceChange>;
+
+type Parse = fn(&str, &Resolver<'_>) -> Result<InstanceChange, Reason>;
+
+const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> InstanceRow {
+    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
+}
+
+const fn read_only(mut row: InstanceRow, read: fn(&Instance) -> String) -> InstanceRow {
+    row.read = Read::Value(read);
+    row
+}
+
+const fn writable(mut row: InstanceRow, read: fn(&Instance) -> String, write: Parse) -> InstanceRow {
+    row.read = Read::Value(read);
+    row.write = Write::Change(write);
+    row
+}
+
+const fn verb(mut row: InstanceRow, write: Parse) -> InstanceRow {
+    row.write = Write::Change(write);
+    row
+}
+
+const fn with_read(mut row: InstanceRow, read: Read<Instance>) -> InstanceRow {
+    row.read = read;
+    row
+}
+
+const MEBIBYTE: u64 = 1 << 20;
+const TEBIBYTE: u64 = 1 << 40;
+
+/// The table.
+pub static ROWS: &[InstanceRow] = &[
+    writable(
+        row(
+            1,
+            "name",
+            0o660,
+            Type::Text,
+            "The libvirt name, unique on the host. Changes in a draft and while stopped.",
+        ),
+        |instance| instance.name().to_owned(),
+        |value, _| instance_name(value).map(InstanceChange::Name),
+    ),
+    writable(
+        row(2, "description", 0o660, Type::Text, "Free text of one line; empty clears it. Mirrored into the domain."),
+        |instance| instance.record.description.clone(),
+        |value, _| Ok(InstanceChange::Description(value.to_owned())),
+    ),
+    writable(
+        row(
+            3,
+            "state",
+            0o660,
+            Type::Word,
+            "What the instance is; write the word that it should become. The write waits up to the settle window for \
+             the end of the work, and a failure is its errno; longer work goes on as a task.",
+        ),
+        |instance| instance.observed().state.word().to_owned(),
+        |value, _| Word::parse(filled(value)?).map(InstanceChange::State),
+    ),
+    read_only(
+        row(4, "state_available", 0o440, Type::Word, "The words that a write to state would be allowed now."),
+        |instance| available(&instance.situation(&Caller::daemon(), None)).join(" "),
+    ),
+    read_only(
+        row(
+            5,
+            "state_reason",
+            0o440,
+            Type::Word,
+            "Why it is so, as libvirt says: booted, ioerror, crashed, watchdog, ...",
+        ),
+        |instance| instance.observed().reason,
+    ),
+    read_only(
+        row(
+            6,
+            "task",
+            0o440,
+            Type::Word,
+            "The operation under way: building, starting, stopping, ...; empty when idle.",
+        ),
+        |instance| instance.task.as_ref().map_or("", |task| task.operation.task_word().word()).to_owned(),
+    ),
+    read_only(
+        row(7, "progress", 0o440, Type::Number("percent"), "How far the operation is; empty when idle."),
+        |instance| instance.task.as_ref().map_or_else(String::new, |task| task.progress.to_string()),
+    ),
+    with_read(
+        row(8, "last_task", 0o777, Type::Link, "The latest operation. Absent until there was one."),
+        Read::Link(|instance| instance.record.last_task.map(|id| format!("../../tasks/{id}"))),
+    ),
+    writable(
+        row(
+            9,
+            "locked",
+            0o660,
+            Type::Boolean,
+            "1 refuses every change through this tree, for everybody, root too. A lock by root is opened by root only; \
+             root's 1 on an owner's lock raises it.",
+        ),
+        |instance| u8::from(instance.record.protection.lock.is_some()).to_string(),
+        |value, _| boolean(value).map(InstanceChange::Locked),
+    ),
+    read_only(
+        row(10, "locked_by", 0o440, Type::User, "Login name of who locked it; empty when unlocked."),
+        |instance| instance.record.protection.lock.as_ref().map_or_else(String::new, |lock| lock.by.clone()),
+    ),
+    read_only(row(11, "locked_at", 0o440, Type::Time, "When it was locked; empty when unlocked."), |instance| {
+        instance.record.protection.lock.as_ref().map_or_else(String::new, |lock| lock.at.to_string())
+    }),
+    read_only(row(12, "locked_level", 0o440, Type::Word, "owner or admin; empty when unlocked."), |instance| {
+        instance.record.protection.lock.as_ref().map_or("", |lock| lock.level.word()).to_owned()
+    }),
+    writable(
+        row(
+            13,
+            "locked_reason",
+            0o660,
+            Type::Text,
+            "Why it is locked; written by whoever may lock. Unlocking clears it.",
+        ),
+        |instance| instance.record.protection.lock.as_ref().map_or_else(String::new, |lock| lock.reason.clone()),
+        |value, _| Ok(InstanceChange::LockedReason(value.to_owned())),
+    ),
+    writable(
+        row(14, "disable_terminate", 0o660, Type::Boolean, "1 refuses every kind of deletion, for everybody."),
+        |instance| u8::from(instance.record.protection.disable_terminate).to_string(),
+        |value, _| boolean(value).map(InstanceChange::DisableTerminate),
+    ),
+    read_only(
+        row(
+            15,
+            "power_state",
+            0o440,
+            Type::Word,
+            "running, paused, pmsuspended, shutoff or crashed; empty in a draft.",
+        ),
+        |instance| instance.domain.as_ref().map_or("", |domain| domain.power.word()).to_owned(),
+    ),
+    read_only(row(16, "host", 0o440, Type::Text, "The host that it lives on."), |_| {
+        nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
+    }),
+    read_only(row(17, "created_at", 0o440, Type::Time, "When instancefs made it or first saw it."), |instance| {
+        instance.record.created_at.to_string()
+    }),
+    read_only(row(18, "updated_at", 0o440, Type::Time, "When it last changed."), |instance| {
+        instance.record.updated_at.to_string()
+    }),
+    read_only(
+        row(19, "launched_at", 0o440, Type::Time, "When it last started, as far as was seen; else empty."),
+        |instance| instance.record.launched_at.map_or_else(String::new, |time| time.to_string()),
+    ),
+    writable(
+        row(20, "owner", 0o640, Type::User, "Whose it is; root may change it."),
+        |instance| user_name(instance.record.ownership.owner),
+        |value, _| user(value).map(InstanceChange::Owner),
+    ),
+    writable(
+        row(21, "project", 0o640, Type::Group, "The group that shares it; nogroup for none. Root may change it."),
+        |instance| group_name(instance.record.ownership.project),
+        |value, _| group(value).map(InstanceChange::Project),
+    ),
+    writable(
+        row(22, "image", 0o660, Type::Object, "The image of its root disk; written in a draft."),
+        |instance| instance.record.image.map_or_else(String::new, |id| id.to_string()),
+        |value, resolver| resolver.image(filled(value)?).map(InstanceChange::Image),
+    ),
+    writable(
+        row(23, "vcpus", 0o660, Type::Number(""), "Virtual CPUs; written in a draft."),
+        |instance| instance.record.vcpus.to_string(),
+        |value, _| {
+            let count = number(filled(value)?, 1, 512, "")?;
+            Ok(InstanceChange::Vcpus(u32::try_from(count).map_err(|_| malformed("too many"))?))
+        },
+    ),
+    writable(
+        row(24, "memory_bytes", 0o660, Type::Number("bytes"), "Memory; written in a draft."),
+        |instance| instance.record.memory_bytes.to_string(),
+        |value, _| number(filled(value)?, 4 * MEBIBYTE, 64 * TEBIBYTE, "bytes").map(InstanceChange::MemoryBytes),
+    ),
+    writable(
+        row(
+            25,
+            "root_disk_bytes",
+            0o660,
+            Type::Number("bytes"),
+            "Size of the root disk; written in a draft, empty there means the image's size.",
+        ),
+        |instance| instance.record.root_disk_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
+        |value, _| number(filled(value)?, MEBIBYTE, 64 * TEBIBYTE, "bytes").map(InstanceChange::RootDiskBytes),
+    ),
+    writable(
+        row(
+            26,
+            "stop_timeout_seconds",
+            0o660,
+            Type::Number("seconds"),
+            "How long stopping waits for the guest before it powers off.",
+        ),
+        |instance| instance.record.stop_timeout_seconds.to_string(),
+        |value, _| {
+            let seconds = number(filled(value)?, 0, 86_400, "seconds")?;
+            Ok(InstanceChange::StopTimeoutSeconds(u32::try_from(seconds).map_err(|_| malformed("too long"))?))
+        },
+    ),
+    with_read(
+        row(
+            27,
+            "console.log",
+            0o440,
+            Type::Document("text"),
+            "What the guest printed on its serial console. EOPNOTSUPP without a serial log in the definition.",
+        ),
+        Read::Stream(|instance| {
+            instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone())
+        }),
+    ),
+    with_read(
+        row(28, "spec.json", 0o440, Type::Document("JSON"), "What can be written, as one canonical document."),
+        Read::Document(spec::instance),
+    ),
+    with_read(
+        row(
+            29,
+            "domain.xml",
+            0o440,
+            Type::Document("XML"),
+            "The definition last seen from libvirt; absent until first fetched.",
+        ),
+        Read::Definition,
+    ),
+    with_read(
+        row(
+            30,
+            "last_error",
+            0o440,
+            Type::Text,
+            "ok, or the last refusal or failure: time, login, file, errno, reason.",
+        ),
+        Read::Document(|instance| errors::last(&instance.record.errors)),
+    ),
+    with_read(
+        row(31, "errors", 0o440, Type::Document("lines"), "The last 16 refusals and failures, the newest last."),
+        Read::Document(|instance| errors::all(&instance.record.errors)),
+    ),
+    verb(
+        row(32, "reboot", 0o220, Type::Word, "Write soft to ask the guest to restart, hard to press its reset button."),
+        |value, _| match filled(value)? {
+            "soft" => Ok(InstanceChange::RebootSoft),
+            "hard" => Ok(InstanceChange::RebootHard),
+            _ => Err(malformed("write soft or hard")),
+        },
+    ),
+    verb(
+        row(33, "reset_state", 0o220, Type::Boolean, "1, by root: give up a stuck task and look at libvirt again."),
+        |value, _| one(value).map(|()| InstanceChange::ResetState),
+    ),
+];

@@ -1,0 +1,698 @@
+//! [`Tree`]: the tables, views and names as one [`Interface`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::attribute::{Read, Row};
+use super::names::{Names, Place, Position};
+use super::node::{Directory, Node};
+use super::rename::{self, End, Move};
+use super::root::{self, Audience};
+use super::scratch::{self, Scratch};
+use super::{
+    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, errors, fixed, image,
+    instance, task, view, write,
+};
+use crate::inventory::{Change, Inventory, Object, Update};
+use crate::model::Class;
+use crate::model::caller::{Caller, Ownership};
+use crate::model::reason::Reason;
+use crate::workflow::drafts_data::DraftData;
+use crate::workflow::engine::Engine;
+use crate::workflow::events::EventLog;
+use crate::workflow::reconcile::Reconciler;
+use crate::workflow::request::{Completion, Request, Submission, Wait};
+
+/// What the mount decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The group that may see the class directories.
+    pub access_group: u32,
+    /// The group that may read `events`.
+    pub admin_group: u32,
+    /// Where the tree is mounted, absolute.
+    pub mountpoint: PathBuf,
+    /// Where the daemon's own files are, absolute.
+    pub state_directory: PathBuf,
+    /// Unix seconds of the mount, the time of what never changes.
+    pub started_at: u64,
+}
+
+/// The tree.
+pub struct Tree {
+    pub(super) inventory: Arc<Inventory>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) reconciler: Arc<Reconciler>,
+    pub(super) events: Arc<EventLog>,
+    pub(super) settings: Settings,
+    pub(super) names: Names,
+    pub(super) scratch: Scratch,
+}
+
+/// The gid of the root directory: its members have no rights in it, everybody else may pass.
+const NOBODY: u32 = 65534;
+
+impl Tree {
+    /// Publishes every object that the inventory holds, before anybody can look.
+    pub fn new(
+        inventory: Arc<Inventory>,
+        engine: Arc<Engine>,
+        reconciler: Arc<Reconciler>,
+        events: Arc<EventLog>,
+        settings: Settings,
+    ) -> Arc<Tree> {
+        let tree =
+            Tree { inventory, engine, reconciler, events, settings, names: Names::new(), scratch: Scratch::default() };
+        let instances = tree.inventory.instances().into_iter().map(Object::Instance);
+        let images = tree.inventory.images().into_iter().map(Object::Image);
+        let tasks = tree.inventory.tasks().into_iter().map(Object::Task);
+        for object in instances.chain(images).chain(tasks) {
+            for position in Position::ALL {
+                let node = position.node(object.class(), object.number());
+                tree.names.publish(node, object.number(), view::wanted(&object, position, &tree.names));
+            }
+        }
+        Arc::new(tree)
+    }
+
+    pub(super) fn object(&self, node: Node) -> Option<Object> {
+        match node {
+            Node::Object(_, number)
+            | Node::Attribute(_, number, _)
+            | Node::NameLink(_, number)
+            | Node::StateLink(_, number) => self.inventory.by_number(number),
+            Node::Scratch(serial) => self.object(self.scratch.stat(serial)?.1),
+            Node::Directory(_) | Node::File(..) => None,
+        }
+    }
+
+    fn object_attributes(&self, node: Node, object: &Object) -> Option<Attributes> {
+        let Ownership { owner, project, .. } = object.ownership();
+        let plain = |kind, mode, size, caching| Attributes {
+            kind,
+            mode,
+            uid: owner,
+            gid: project,
+            size,
+            caching,
+            time: created_at(object),
+        };
+        match node {
+            Node::Object(..) => Some(plain(Kind::Directory, 0o770, 0, Caching::Attributes)),
+            Node::NameLink(..) | Node::StateLink(..) => {
+                let size = self.target(node)?.len() as u64;
+                Some(plain(Kind::Symlink, 0o777, size, Caching::Attributes))
+            }
+            Node::Attribute(_, _, id) => match object {
+                Object::Instance(instance) => {
+                    let row = find(instance::ROWS, id)?;
+                    let size = self.row_size(row, instance.as_ref(), object)?;
+                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
+                }
+                Object::Image(image) => {
+                    let row = find(image::ROWS, id)?;
+                    let is_published_data = matches!(row.read, Read::Data) && image.record.draft.is_none();
+                    let size = self.row_size(row, image.as_ref(), object)?;
+                    Some(if is_published_data {
+                        plain(Kind::File, 0o440, size, Caching::Everything)
+                    } else {
+                        plain(row_kind(row), row.mode, size, Caching::Attributes)
+                    })
+                }
+                Object::Task(task) => {
+                    let row = find(task::ROWS, id)?;
+                    let size = self.row_size(row, task.as_ref(), object)?;
+                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
+                }
+            },
+            Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
+        }
+    }
+
+    /// The size of a row's file; `None` if the file does not exist.
+    fn row_size<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Option<u64> {
+        match &row.read {
+            Read::Link(target) => target(value).map(|target| target.len() as u64),
+            Read::Definition => self.definition(object).map(|definition| definition.len() as u64),
+            Read::Stream(path) => {
+                let path = path(value).filter(|path| self.is_readable_log(path));
+                Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
+            }
+            Read::Data => Some(self.data_size(object)),
+            Read::Nothing | Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
+                row.render(value).map(|text| text.len() as u64)
+            }
+        }
+    }
+
+    fn row_content<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Result<Content, Reason> {
+        let absent = || Reason::NotFound(format!("{} now", row.name));
+        match &row.read {
+            Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
+            Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
+            Read::Stream(path) => match path(value) {
+                Some(path) if self.is_readable_log(&path) => open(&path),
+                Some(path) => Err(Reason::Unsupported(format!(
+                    "the guest's log {} lies outside the places that instancefs reads; read it there",
+                    path.display()
+                ))),
+                None => {
+                    Err(Reason::Unsupported("the definition logs no serial console; add <log file=.../> to it".into()))
+                }
+            },
+            Read::Data => match self.draft_data(object) {
+                Some(data) => open(data.path()),
+                None => open(&self.engine.image_path(object.id())),
+            },
+            Read::Nothing => Ok(snapshot("")),
+            Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
+                row.render(value).map(|text| snapshot(&text)).ok_or_else(absent)
+            }
+        }
+    }
+
+    /// A log named by a foreign definition may lie on a dead network file system, or in this very tree: only our own
+    /// and libvirt's usual places are opened.
+    fn is_readable_log(&self, path: &Path) -> bool {
+        let clean = !path.components().any(|part| matches!(part, std::path::Component::ParentDir));
+        let places =
+            [self.settings.state_directory.as_path(), Path::new("/var/log/libvirt"), Path::new("/var/lib/libvirt")];
+        clean && !path.starts_with(&self.settings.mountpoint) && places.iter().any(|place| path.starts_with(place))
+    }
+
+    fn definition(&self, object: &Object) -> Option<Arc<str>> {
+        match object {
+            Object::Instance(instance) if instance.record.definition.is_some() => {
+                self.reconciler.definition(instance.id)
+            }
+            Object::Instance(_) | Object::Image(_) | Object::Task(_) => None,
+        }
+    }
+
+    fn draft_data(&self, object: &Object) -> Option<Arc<DraftData>> {
+        match object {
+            Object::Image(image) if image.record.draft.is_some() => self.engine.draft_data(image.id),
+            Object::Image(_) | Object::Instance(_) | Object::Task(_) => None,
+        }
+    }
+
+    fn data_size(&self, object: &Object) -> u64 {
+        match object {
+            Object::Image(image) if image.record.draft.is_none() => image.record.size_bytes,
+            Object::Image(_) => self.draft_data(object).map_or(0, |data| data.len()),
+            Object::Instance(_) | Object::Task(_) => 0,
+        }
+    }
+
+    fn file_content(&self, directory: Directory, id: u8, uid: u32) -> Result<Content, Reason> {
+        match (directory, id) {
+            (Directory::Root, root::README) => Ok(snapshot(root::README_TEXT)),
+            (Directory::Root, root::ABI) => Ok(snapshot(&format!("{}\n", root::ABI_VERSION))),
+            (Directory::Root, root::HEALTH) => Ok(snapshot(&root::health(&self.inventory.health()))),
+            (Directory::Root, root::LAST_ERROR) => Ok(snapshot(&errors::last(&self.inventory.refusals(uid)))),
+            (Directory::Root, root::EVENTS) => open(self.events.path()),
+            (Directory::Root, root::EVENTS_OLD) => open(&self.old_events()),
+            (Directory::Summary, root::SUMMARY_INSTANCES) => {
+                let lines = self.inventory.instances().into_iter().map(|instance| root::instance_line(&instance));
+                Ok(snapshot(&[root::INSTANCES_HEADER.to_owned()].into_iter().chain(lines).collect::<String>()))
+            }
+            (Directory::Summary, root::SUMMARY_IMAGES) => {
+                let lines = self.inventory.images().into_iter().map(|image| root::image_line(&image));
+                Ok(snapshot(&[root::IMAGES_HEADER.to_owned()].into_iter().chain(lines).collect::<String>()))
+            }
+            _ => Err(Reason::NotFound("such file".into())),
+        }
+    }
+
+    fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
+        match (directory, id) {
+            (Directory::Root, root::LAST_ERROR) => Some(0),
+            (Directory::Root, root::EVENTS) => Some(self.events.length()),
+            (Directory::Root, root::EVENTS_OLD) => fs::metadata(self.old_events()).ok().map(|metadata| metadata.len()),
+            _ => match self.file_content(directory, id, 0).ok()? {
+                Content::Snapshot(bytes) => Some(bytes.len() as u64),
+                Content::File(_) => None,
+            },
+        }
+    }
+
+    fn old_events(&self) -> PathBuf {
+        self.events.path().with_extension("1")
+    }
+
+    fn entry(&self, parent: Node, name: &str) -> Option<Node> {
+        match parent {
+            Node::Directory(directory) => fixed::lookup(directory, name)
+                .filter(|node| self.exists(*node))
+                .or_else(|| self.names.lookup(directory, name)),
+            Node::Object(class, number) => {
+                let object = self.inventory.by_number(number)?;
+                let row = rows(class).find(|row| row.1 == name).map(|row| Node::Attribute(class, number, row.0));
+                match row {
+                    Some(node) => self.object_attributes(node, &object).map(|_| node),
+                    None => self.scratch.lookup(parent, name).map(Node::Scratch),
+                }
+            }
+            Node::File(..) | Node::Attribute(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => None,
+        }
+    }
+
+    fn exists(&self, node: Node) -> bool {
+        match node {
+            Node::File(Directory::Root, root::EVENTS_OLD) => self.old_events().exists(),
+            _ => true,
+        }
+    }
+
+    fn submit(&self, caller: Caller, file: &str, request: Request, wait: Wait, done: Completion) {
+        self.engine.submit(Submission { caller, file: file.to_owned(), request, wait, done });
+    }
+
+    /// Records a refusal of the tree itself.
+    fn refuse(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
+        self.engine.refused(caller, object, file, &reason);
+        reason
+    }
+}
+
+pub(super) fn snapshot(text: &str) -> Content {
+    Content::Snapshot(Arc::from(text.as_bytes()))
+}
+
+fn open(path: &Path) -> Result<Content, Reason> {
+    match fs::File::open(path) {
+        Ok(file) => Ok(Content::File(Arc::new(file))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(snapshot("")),
+        Err(error) => Err(Reason::Failed(format!("{} cannot be opened: {error}", path.display()))),
+    }
+}
+
+fn created_at(object: &Object) -> u64 {
+    match object {
+        Object::Instance(instance) => instance.record.created_at,
+        Object::Image(image) => image.record.created_at,
+        Object::Task(task) => task.record.started_at,
+    }
+}
+
+pub(super) fn find<O, C>(rows: &'static [Row<O, C>], id: u8) -> Option<&'static Row<O, C>> {
+    rows.iter().find(|row| row.id == id)
+}
+
+fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
+    match row.read {
+        Read::Link(_) => Kind::Symlink,
+        Read::Nothing
+        | Read::Value(_)
+        | Read::Sometimes(_)
+        | Read::Document(_)
+        | Read::Definition
+        | Read::Stream(_)
+        | Read::Data => Kind::File,
+    }
+}
+
+/// Id, name and whether it is read-only, of every row of a class.
+pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = (u8, &'static str, bool)>> {
+    match class {
+        Class::Instance => Box::new(instance::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
+        Class::Image => Box::new(image::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
+        Class::Task => Box::new(task::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
+    }
+}
+
+impl Interface for Tree {
+    fn attributes(&self, node: Node) -> Option<Attributes> {
+        let group = self.settings.access_group;
+        let time = self.settings.started_at;
+        let directory = |mode, gid| Attributes {
+            kind: Kind::Directory,
+            mode,
+            uid: 0,
+            gid,
+            size: 0,
+            caching: Caching::Attributes,
+            time,
+        };
+        match node {
+            Node::Directory(Directory::Root) => Some(directory(0o705, NOBODY)),
+            Node::Directory(_) => Some(directory(0o770, group)),
+            Node::File(parent, id) => {
+                let row = root::table(parent).iter().find(|row| row.id == id)?;
+                let gid = match row.audience {
+                    Audience::Everybody => 0,
+                    Audience::Access => group,
+                    Audience::Admin => self.settings.admin_group,
+                };
+                let is_private = (parent, id) == (Directory::Root, root::LAST_ERROR);
+                let caching = if is_private { Caching::Nothing } else { Caching::Attributes };
+                let size = self.file_size(parent, id)?;
+                Some(Attributes { kind: Kind::File, mode: row.mode(), uid: 0, gid, size, caching, time })
+            }
+            Node::Scratch(serial) => {
+                let (uid, parent, size) = self.scratch.stat(serial)?;
+                let gid = self.object(parent)?.ownership().project;
+                Some(Attributes { kind: Kind::File, mode: 0o660, uid, gid, size, caching: Caching::Nothing, time })
+            }
+            Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) => {
+                match self.inventory.by_number(number) {
+                    Some(object) => self.object_attributes(node, &object),
+                    // Gone, but its name is not yet taken back from the kernel: the replay of that has to find it.
+                    None => self.names.published(node).map(|_| match node {
+                        Node::Object(..) => Attributes { mode: 0o700, ..directory(0o700, 0) },
+                        _ => Attributes { kind: Kind::Symlink, mode: 0o777, ..directory(0o777, 0) },
+                    }),
+                }
+                .filter(|_| Class::ALL.contains(&class))
+            }
+            Node::Attribute(..) => self.object_attributes(node, &self.object(node)?),
+        }
+    }
+
+    fn node(&self, inode: u64) -> Option<Node> {
+        Node::from_inode(inode, |number| {
+            self.inventory.by_number(number).map(|object| object.class()).or_else(|| self.names.class(number))
+        })
+    }
+
+    fn lookup(&self, parent: Node, name: &str) -> Option<Node> {
+        self.entry(parent, name)
+    }
+
+    fn list(&self, directory: Node, cookie: u64, each: &mut dyn FnMut(u64, &str, Node) -> bool) -> Result<(), Reason> {
+        match directory {
+            Node::Directory(place) => {
+                for (index, (name, node)) in fixed::entries(place).into_iter().enumerate() {
+                    let position = index as u64 + 1;
+                    if position > cookie && self.exists(node) && !each(position, &name, node) {
+                        return Ok(());
+                    }
+                }
+                self.names.list(place, cookie, each);
+                Ok(())
+            }
+            Node::Object(class, number) => {
+                let object = self.object(directory).ok_or_else(|| Reason::NotFound("such object any more".into()))?;
+                for (id, name, _) in rows(class).filter(|row| u64::from(row.0) > cookie) {
+                    let node = Node::Attribute(class, number, id);
+                    if self.object_attributes(node, &object).is_some() && !each(u64::from(id), name, node) {
+                        return Ok(());
+                    }
+                }
+                for (serial, name) in self.scratch.list(directory) {
+                    let position = (1 << 32) + serial;
+                    if position > cookie && !each(position, &name, Node::Scratch(serial)) {
+                        return Ok(());
+                    }
+                }
+                Ok(())
+            }
+            Node::File(..) | Node::Attribute(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
+                Err(Reason::NotFound("such directory".into()))
+            }
+        }
+    }
+
+    fn target(&self, node: Node) -> Option<String> {
+        let object = self.object(node)?;
+        let home = format!("{}/{}", object.class().directory(), object.id());
+        match node {
+            Node::NameLink(..) => Some(format!("../../{home}")),
+            Node::StateLink(..) => Some(format!("../../../{home}")),
+            Node::Attribute(_, _, id) => match &object {
+                Object::Instance(instance) => link(find(instance::ROWS, id)?, instance),
+                Object::Image(image) => link(find(image::ROWS, id)?, image),
+                Object::Task(task) => link(find(task::ROWS, id)?, task),
+            },
+            Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Scratch(_) => None,
+        }
+    }
+
+    fn content(&self, node: Node, uid: u32) -> Result<Content, Reason> {
+        let gone = || Reason::NotFound("such object any more".into());
+        match node {
+            Node::File(directory, id) => self.file_content(directory, id, uid),
+            Node::Attribute(_, _, id) => {
+                let object = self.object(node).ok_or_else(gone)?;
+                let absent = || Reason::NotFound("such file".into());
+                match &object {
+                    Object::Instance(instance) => {
+                        self.row_content(find(instance::ROWS, id).ok_or_else(absent)?, instance.as_ref(), &object)
+                    }
+                    Object::Image(image) => {
+                        self.row_content(find(image::ROWS, id).ok_or_else(absent)?, image.as_ref(), &object)
+                    }
+                    Object::Task(task) => {
+                        self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object)
+                    }
+                }
+            }
+            Node::Scratch(serial) => {
+                self.scratch.content(serial).map(|bytes| Content::Snapshot(bytes.into())).ok_or_else(gone)
+            }
+            Node::Directory(_) | Node::Object(..) | Node::NameLink(..) | Node::StateLink(..) => {
+                Err(Reason::Malformed("this is no file".into()))
+            }
+        }
+    }
+
+    fn generation(&self, node: Node) -> u32 {
+        self.object(node).map_or(0, |object| object.ownership().generation)
+    }
+
+    fn is_read_only(&self, node: Node) -> bool {
+        match node {
+            Node::Attribute(class, _, id) => {
+                let is_published_data = match self.object(node) {
+                    Some(Object::Image(image)) => {
+                        image.record.draft.is_none()
+                            && find(image::ROWS, id).is_some_and(|row| matches!(row.read, Read::Data))
+                    }
+                    Some(Object::Instance(_) | Object::Task(_)) | None => false,
+                };
+                is_published_data || rows(class).any(|(row, _, read_only)| row == id && read_only)
+            }
+            Node::File(..) => true,
+            Node::Directory(_) | Node::Object(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
+                false
+            }
+        }
+    }
+
+    fn write(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
+        let Some(object) = self.object(file.node) else {
+            return done(Err(Reason::NotFound("such object any more".into())));
+        };
+        let identity = Some((object.class(), object.id()));
+        match write::request(self, file, &object, &caller, bytes) {
+            Ok(Some((name, request))) => self.submit(caller, name, request, Wait::Settle, done),
+            Ok(None) => done(Ok(())),
+            Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
+        }
+    }
+
+    fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion) {
+        let (class, id) = match rename::draft(parent, name) {
+            Ok(draft) => draft,
+            Err(reason) => return done(Err(self.refuse(&caller, None, "mkdir", reason))),
+        };
+        let tree = self.clone();
+        let published: Completion = Box::new(move |outcome| {
+            done(outcome.and_then(|()| {
+                let object = tree.inventory.get(class, id);
+                let object = object.ok_or_else(|| Reason::NotFound("such object any more".into()))?;
+                let node = Node::Object(class, object.number());
+                tree.names.publish(node, object.number(), view::wanted(&object, Position::Home, &tree.names));
+                Ok(node)
+            }));
+        });
+        self.submit(caller, "mkdir", Request::MakeDraft { class, id }, Wait::Accepted, published);
+    }
+
+    fn remove_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: Completion) {
+        let Some(node) = self.entry(parent, name) else {
+            return done(Err(Reason::NotFound(format!("{name:?} in this directory"))));
+        };
+        let object = self.object(node);
+        let (Node::Object(class @ (Class::Instance | Class::Image), number), Some(object)) = (node, object) else {
+            return done(Err(self.refuse(&caller, None, "rmdir", Reason::NotEmpty)));
+        };
+        let tree = self.clone();
+        let id = object.id();
+        let published: Completion = Box::new(move |outcome| {
+            if outcome.is_ok() {
+                tree.names.publish(node, number, None);
+            }
+            done(outcome);
+        });
+        self.submit(caller, "rmdir", Request::DiscardUnwritten { class, id }, Wait::Accepted, published);
+    }
+
+    fn unlink(&self, parent: Node, name: &str, caller: Caller) -> Result<(), Reason> {
+        let node = self.entry(parent, name);
+        match node {
+            None => Err(Reason::NotFound(format!("{name:?} in this directory"))),
+            Some(Node::Scratch(serial)) => {
+                let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);
+                if !is_his {
+                    return Err(Reason::Policy("this temporary file belongs to somebody else".into()));
+                }
+                self.scratch.remove(serial);
+                Ok(())
+            }
+            Some(_) => {
+                let object = self.object(parent).map(|object| (object.class(), object.id()));
+                let reason = Reason::Policy("the tree's own files cannot be removed; write to state instead".into());
+                Err(self.refuse(&caller, object, name, reason))
+            }
+        }
+    }
+
+    fn symlink(&self, parent: Node, name: &str, _target: &str, caller: Caller, done: NodeCompletion) {
+        let object = self.object(parent).map(|object| (object.class(), object.id()));
+        let reason = Reason::Policy("symlinks can be made for attaching volumes only, which comes later".into());
+        done(Err(self.refuse(&caller, object, name, reason)));
+    }
+
+    fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion) {
+        let from = End { directory: from.0, name: from.1, node: self.entry(from.0, from.1) };
+        let to = End { directory: to.0, name: to.1, node: self.entry(to.0, to.1) };
+        let object = from.node.and_then(|node| self.object(node));
+        let identity = object.as_ref().map(|object| (object.class(), object.id()));
+        match rename::meaning(from, to, object.as_ref()) {
+            Err(reason) => self.engine.refuse(&caller, identity, "mv", &reason, done),
+            Ok(Move::Scratch(serial)) => {
+                let is_temporary = match from.directory {
+                    Node::Object(class, _) => scratch::is_temporary(to.name, rows(class).map(|row| row.1)),
+                    _ => false,
+                };
+                if !is_temporary {
+                    return done(Err(Reason::NotFound(format!("attribute {:?}", to.name))));
+                }
+                self.scratch.rename(serial, to.name);
+                done(Ok(()));
+            }
+            Ok(Move::Replace(serial, attribute)) => {
+                let content = self.scratch.content(serial).unwrap_or_default();
+                let generation = self.generation(attribute);
+                let tree = self.clone();
+                let file = OpenFile { node: attribute, generation, written: false };
+                let forgotten: Completion = Box::new(move |outcome| {
+                    if outcome.is_ok() {
+                        tree.scratch.remove(serial);
+                    }
+                    done(outcome);
+                });
+                self.write_accepted(file, caller, &content, forgotten);
+            }
+            Ok(Move::Ask(request)) => {
+                let moved = match (from.node, to.directory) {
+                    (Some(node @ (Node::NameLink(..) | Node::StateLink(..))), Node::Directory(directory))
+                        if directory != Directory::Trash =>
+                    {
+                        Some((node, Place { directory, name: to.name.to_owned() }))
+                    }
+                    _ => None,
+                };
+                let tree = self.clone();
+                let number = object.as_ref().map_or(0, Object::number);
+                let published: Completion = Box::new(move |outcome| {
+                    let moved = moved.filter(|_| outcome.is_ok());
+                    if let Some((node, place)) = moved {
+                        tree.names.publish(node, number, Some(place));
+                        if let Some((class, id)) = identity {
+                            // The link goes on from where the user put it, to its task's directory.
+                            tree.inventory.apply(vec![Update::Moved(class, id)]);
+                        }
+                    }
+                    done(outcome.map_err(rename::as_policy));
+                });
+                self.submit(caller, "mv", request, Wait::Accepted, published);
+            }
+        }
+    }
+
+    fn create(&self, parent: Node, name: &str, caller: Caller) -> Result<Node, Reason> {
+        let object = self.object(parent).map(|object| (object.class(), object.id()));
+        let allowed = match parent {
+            Node::Object(class @ (Class::Instance | Class::Image), _) => {
+                scratch::is_temporary(name, rows(class).map(|row| row.1))
+            }
+            _ => false,
+        };
+        let created = if allowed {
+            self.scratch.create(parent, name, caller.uid).map(Node::Scratch)
+        } else {
+            Err(Reason::NotFound(format!("attribute {name:?}; check its spelling")))
+        };
+        created.map_err(|reason| self.refuse(&caller, object, name, reason))
+    }
+
+    fn open_data(&self, node: Node, caller: Caller, writing: bool) -> Option<Result<Arc<dyn Data>, Reason>> {
+        match node {
+            Node::Scratch(serial) => {
+                let handle = self.scratch.open(serial).ok_or(Reason::StaleHandle);
+                Some(handle.map(|handle| Arc::new(handle) as Arc<dyn Data>))
+            }
+            Node::Attribute(Class::Image, _, id)
+                if find(image::ROWS, id).is_some_and(|row| matches!(row.read, Read::Data)) =>
+            {
+                let Some(Object::Image(image)) = self.object(node) else { return Some(Err(Reason::StaleHandle)) };
+                image.record.draft.filter(|_| writing)?;
+                Some(write::open_draft(self, &image, &caller))
+            }
+            _ => None,
+        }
+    }
+
+    fn touched(&self, change: &Change) -> Vec<Touched> {
+        super::changes::touched(change)
+    }
+
+    fn moved(&self, change: &Change) -> Vec<(Class, u64, Position)> {
+        super::changes::moved(&self.inventory, change)
+    }
+
+    fn wanted(&self, _class: Class, number: u64, position: Position) -> Option<Place> {
+        view::wanted(&self.inventory.by_number(number)?, position, &self.names)
+    }
+
+    fn names(&self) -> &Names {
+        &self.names
+    }
+
+    fn directory_path(&self, directory: Directory) -> PathBuf {
+        fixed::path(directory)
+    }
+}
+
+impl Tree {
+    /// Like [`Interface::write`], for a rename: the kernel holds locks meanwhile, so it does not wait for the work.
+    fn write_accepted(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
+        let Some(object) = self.object(file.node) else {
+            return done(Err(Reason::NotFound("such object any more".into())));
+        };
+        let identity = Some((object.class(), object.id()));
+        match write::request(self, file, &object, &caller, bytes) {
+            Ok(Some((name, request))) => self.submit(caller, name, request, Wait::Accepted, done),
+            Ok(None) => done(Ok(())),
+            Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
+        }
+    }
+}
+
+fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
+    match &row.read {
+        Read::Link(target) => target(value),
+        Read::Nothing
+        | Read::Value(_)
+        | Read::Sometimes(_)
+        | Read::Document(_)
+        | Read::Definition
+        | Read::Stream(_)
+        | Read::Data => None,
+    }
+}

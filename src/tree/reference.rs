@@ -1,0 +1,114 @@
+//! Objects named inside values: a uuid, a unique name, or a path in this tree, resolved as text and never opened.
+
+use std::path::{Component, Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::value::{malformed, unescape};
+use crate::inventory::{Inventory, Object};
+use crate::model::Class;
+use crate::model::caller::{Caller, Role};
+use crate::model::reason::Reason;
+
+/// Finds objects for one caller, with his rights.
+pub struct Resolver<'a> {
+    /// Where they live.
+    pub inventory: &'a Inventory,
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// Where the tree is mounted, for absolute paths.
+    pub mountpoint: &'a Path,
+}
+
+impl Resolver<'_> {
+    /// The image that a value names.
+    pub fn image(&self, value: &str) -> Result<Uuid, Reason> {
+        self.object(Class::Image, value)
+    }
+
+    fn object(&self, class: Class, value: &str) -> Result<Uuid, Reason> {
+        if value.is_empty() {
+            return Err(malformed("write a uuid, a unique name, or a path in this tree"));
+        }
+        let name = match self.path(class, value)? {
+            Some(Named::Uuid(id)) => return self.accessible(class, id, value),
+            Some(Named::Name(name)) => name,
+            None => match canonical_uuid(value) {
+                Some(id) => return self.accessible(class, id, value),
+                None => value.to_owned(),
+            },
+        };
+        let matching: Vec<_> = self.candidates(class).into_iter().filter(|(_, held)| *held == name).collect();
+        let accessible: Vec<_> =
+            matching.iter().filter(|(object, _)| self.may_read(object)).map(|(object, _)| object.id()).collect();
+        match (accessible.as_slice(), matching.is_empty()) {
+            ([id], _) => Ok(*id),
+            ([], true) => Err(Reason::NotFound(format!("{} named {name:?}", class.noun()))),
+            ([], false) => Err(Reason::NotYours { class }),
+            _ => Err(Reason::Malformed(format!("several are named {name:?}; write the uuid"))),
+        }
+    }
+
+    /// What a path in this tree names: relative to the root, with or without the mount point, leading `../` dropped.
+    fn path(&self, class: Class, value: &str) -> Result<Option<Named>, Reason> {
+        if !value.contains('/') {
+            return Ok(None);
+        }
+        let path = Path::new(value);
+        let inside = path.strip_prefix(self.mountpoint).unwrap_or(path);
+        let relative: PathBuf =
+            inside.components().filter(|component| matches!(component, Component::Normal(_))).collect();
+        let parts: Vec<_> = relative.iter().filter_map(|part| part.to_str()).collect();
+        let wrong = || Reason::Malformed(format!("{value:?} is no path of an {} in this tree", class.noun()));
+        match parts.as_slice() {
+            [directory, id] if *directory == class.directory() => {
+                canonical_uuid(id).map(|id| Some(Named::Uuid(id))).ok_or_else(wrong)
+            }
+            ["by-name", directory, name] if *directory == class.directory() => {
+                unescape(name).map(|name| Some(Named::Name(name))).ok_or_else(wrong)
+            }
+            ["by-state", directory, _, id] if *directory == class.directory() => {
+                canonical_uuid(id).map(|id| Some(Named::Uuid(id))).ok_or_else(wrong)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    fn accessible(&self, class: Class, id: Uuid, value: &str) -> Result<Uuid, Reason> {
+        let object = self.inventory.get(class, id);
+        let object = object.ok_or_else(|| Reason::NotFound(format!("{} {value:?}", class.noun())))?;
+        if self.may_read(&object) { Ok(id) } else { Err(Reason::NotYours { class }) }
+    }
+
+    fn may_read(&self, object: &Object) -> bool {
+        match self.caller.role(&object.ownership()) {
+            Role::Root | Role::Owner | Role::Member => true,
+            Role::Stranger => false,
+        }
+    }
+
+    fn candidates(&self, class: Class) -> Vec<(Object, String)> {
+        match class {
+            Class::Image => {
+                let images = self.inventory.images().into_iter();
+                images.map(|image| (Object::Image(image.clone()), image.record.name.clone())).collect()
+            }
+            Class::Instance => {
+                let instances = self.inventory.instances().into_iter();
+                instances.map(|instance| (Object::Instance(instance.clone()), instance.name().to_owned())).collect()
+            }
+            Class::Task => Vec::new(),
+        }
+    }
+}
+
+enum Named {
+    Uuid(Uuid),
+    Name(String),
+}
+
+/// A uuid in the one form that the tree uses: lower case with hyphens.
+pub fn canonical_uuid(text: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(text).ok()?;
+    (id.hyphenated().to_string() == text && !id.is_nil()).then_some(id)
+}

@@ -1,0 +1,134 @@
+//! The table of renames: which moves mean something, and what.
+
+use uuid::Uuid;
+
+use super::node::{Directory, Node, words};
+use super::reference::canonical_uuid;
+use super::value::{instance_name, name, unescape};
+use crate::inventory::Object;
+use crate::model::Class;
+use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::reason::Reason;
+use crate::model::{image, instance};
+use crate::workflow::request::Request;
+
+/// What an allowed rename does.
+#[derive(Debug)]
+pub enum Move {
+    /// A temporary file takes another name in its directory.
+    Scratch(u64),
+    /// A temporary file's content is written to this attribute.
+    Replace(u64, Node),
+    /// A request about an object; the moved link stands at its new place at once if it is accepted.
+    Ask(Request),
+}
+
+/// One end of a rename: a directory and a name in it.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// The directory.
+    pub directory: Node,
+    /// The name.
+    pub name: &'a str,
+    /// What stands there now.
+    pub node: Option<Node>,
+}
+
+/// What the rename means. `object` is the object behind `from`, if it is one or a link to one.
+pub fn meaning(from: End<'_>, to: End<'_>, object: Option<&Object>) -> Result<Move, Reason> {
+    let source = from.node.ok_or_else(|| Reason::NotFound(format!("{:?} in this directory", from.name)))?;
+    match (source, to.directory) {
+        (Node::Scratch(serial), directory) if directory == from.directory => match to.node {
+            Some(attribute @ Node::Attribute(..)) => Ok(Move::Replace(serial, attribute)),
+            Some(Node::Scratch(_)) | None => Ok(Move::Scratch(serial)),
+            Some(_) => Err(no_meaning()),
+        },
+        (Node::Object(..) | Node::NameLink(..), Node::Directory(Directory::Trash)) => {
+            let (class, id) = identity(object)?;
+            if to.name == from.name { into_the_bin(class, id) } else { Err(keeps_its_name()) }
+        }
+        (Node::StateLink(class, _), Node::Directory(Directory::ByStateWord(target, word))) if class == target => {
+            if to.name != from.name {
+                return Err(keeps_its_name());
+            }
+            let (class, id) = identity(object)?;
+            let all = words(class);
+            let word = all.get(usize::from(word)).copied().unwrap_or_default();
+            state(class, id, word)
+        }
+        (Node::NameLink(class, _), Node::Directory(Directory::ByNameClass(target))) if class == target => {
+            if to.node.is_some_and(|node| node != source) {
+                return Err(Reason::Exists);
+            }
+            let wanted =
+                unescape(to.name).ok_or_else(|| Reason::Policy("this is no name as by-name writes it".into()))?;
+            let (class, id) = identity(object)?;
+            renamed(class, id, &wanted).map_err(as_policy)
+        }
+        _ => Err(no_meaning()),
+    }
+}
+
+/// Moves never answer `EINVAL`, which mv takes for a loop of directories.
+pub fn as_policy(reason: Reason) -> Reason {
+    if reason.errno() == libc::EINVAL { Reason::Policy(reason.to_string()) } else { reason }
+}
+
+fn identity(object: Option<&Object>) -> Result<(Class, Uuid), Reason> {
+    object.map(|object| (object.class(), object.id())).ok_or_else(|| Reason::NotFound("such object any more".into()))
+}
+
+fn no_meaning() -> Reason {
+    Reason::Policy("this move means nothing here; README lists the moves that do".into())
+}
+
+fn keeps_its_name() -> Reason {
+    Reason::Policy("a moved object keeps its name".into())
+}
+
+fn into_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
+    match class {
+        Class::Instance => {
+            Ok(ask_instance(id, InstanceChange::State(instance::Word::State(instance::State::SoftDeleted))))
+        }
+        Class::Image => Ok(ask_image(id, ImageChange::State(image::Word::State(image::State::SoftDeleted)))),
+        Class::Task => Err(no_meaning()),
+    }
+}
+
+fn state(class: Class, id: Uuid, word: &str) -> Result<Move, Reason> {
+    match class {
+        Class::Instance => {
+            instance::Word::parse(word).map(|word| ask_instance(id, InstanceChange::State(word))).map_err(as_policy)
+        }
+        Class::Image => image::Word::parse(word).map(|word| ask_image(id, ImageChange::State(word))).map_err(as_policy),
+        Class::Task => Err(no_meaning()),
+    }
+}
+
+fn renamed(class: Class, id: Uuid, wanted: &str) -> Result<Move, Reason> {
+    match class {
+        Class::Instance => Ok(ask_instance(id, InstanceChange::Name(instance_name(wanted)?))),
+        Class::Image => Ok(ask_image(id, ImageChange::Name(name(wanted)?))),
+        Class::Task => Err(no_meaning()),
+    }
+}
+
+fn ask_instance(id: Uuid, change: InstanceChange) -> Move {
+    Move::Ask(Request::Instance { id, changes: vec![change] })
+}
+
+fn ask_image(id: Uuid, change: ImageChange) -> Move {
+    Move::Ask(Request::Image { id, changes: vec![change] })
+}
+
+/// Which class a directory creates drafts of, and under which uuid.
+pub fn draft(parent: Node, name: &str) -> Result<(Class, Uuid), Reason> {
+    match parent {
+        Node::Directory(Directory::Class(Class::Task)) => Err(Reason::NotBuilt { what: "tasks of users" }),
+        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image))) => canonical_uuid(name)
+            .map(|id| (class, id))
+            .ok_or_else(|| Reason::Malformed("name it by a lower-case uuid: mkdir $(uuidgen)".into())),
+        _ => Err(Reason::Policy("directories can be made in instances and images only".into())),
+    }
+}
