@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod block;
+pub mod fuse;
 pub mod hypervisor;
 pub mod image;
 pub mod inventory;

@@ -1,0 +1,88 @@
+//! Who is behind a request.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Uid, User};
+use parking_lot::Mutex;
+
+use crate::model::caller::Caller;
+
+/// `loginuid` of a process that nobody logged in for.
+const NO_LOGIN: u32 = u32::MAX;
+/// How long a user's name is remembered.
+const REMEMBERED: Duration = Duration::from_secs(300);
+/// How many names are.
+const MOST: usize = 1024;
+
+/// Looks callers up in `/proc`. Only to be asked while the request is unanswered: then its thread still exists.
+#[derive(Default)]
+pub struct Callers {
+    names: Mutex<HashMap<u32, (String, Instant)>>,
+}
+
+impl Callers {
+    /// The caller with his supplementary groups and his login name. A thread of another pid namespace has number 0 and
+    /// no groups that we could learn.
+    pub fn resolve(&self, uid: u32, gid: u32, thread: u32) -> Caller {
+        let read = |file: &str| match thread {
+            0 => None,
+            thread => std::fs::read_to_string(format!("/proc/{thread}/{file}")).ok(),
+        };
+        let groups = read("status").map(|status| groups(&status)).unwrap_or_default();
+        let login = read("loginuid").and_then(|text| text.trim().parse().ok()).filter(|login| *login != NO_LOGIN);
+        Caller { uid, gid, groups, login: self.name(login.unwrap_or(uid)) }
+    }
+
+    /// The caller as far as the request itself names him: enough to read.
+    pub fn plain(uid: u32, gid: u32) -> Caller {
+        Caller { uid, gid, groups: Vec::new(), login: uid.to_string() }
+    }
+
+    fn name(&self, uid: u32) -> String {
+        if let Some((name, at)) = self.names.lock().get(&uid)
+            && at.elapsed() < REMEMBERED
+        {
+            return name.clone();
+        }
+        let name = match User::from_uid(Uid::from_raw(uid)) {
+            Ok(Some(user)) => user.name,
+            Ok(None) | Err(_) => uid.to_string(),
+        };
+        let mut names = self.names.lock();
+        if names.len() >= MOST {
+            names.clear();
+        }
+        names.insert(uid, (name.clone(), Instant::now()));
+        name
+    }
+}
+
+/// The `Groups:` line of `/proc/<tid>/status`.
+fn groups(status: &str) -> Vec<u32> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Groups:"))
+        .map(|groups| groups.split_whitespace().filter_map(|group| group.parse().ok()).collect())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn supplementary_groups_are_read_from_the_status_of_the_thread() {
+        assert_eq!(groups("Name:\tsh\nUid:\t1\nGroups:\t4 27 1000 \nNStgid:\t9\n"), [4, 27, 1000]);
+        assert_eq!(groups("Name:\tsh\nGroups:\t \n"), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_seen_has_no_groups_and_a_uid_without_a_name_is_a_number() {
+        let callers = Callers::default();
+        let caller = callers.resolve(3_999_999_999, 7, 0);
+        assert_eq!(caller.groups, [] as [u32; 0]);
+        assert_eq!(caller.login, "3999999999");
+        assert_eq!(callers.resolve(0, 0, 0).login, "root");
+    }
+}

@@ -1,0 +1,375 @@
+//! What requests and announcements share, and how it answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, Request,
+};
+
+use super::caller::Callers;
+use super::handle::{Handle, Handles, Purpose};
+use super::inode;
+use super::pool::Pool;
+use super::queue::{Move, Queue};
+use super::watch::{Pollers, Versions};
+use crate::model::Class;
+use crate::model::caller::Caller;
+use crate::model::reason::Reason;
+use crate::tree::{Attributes, Caching, Content, Data, Directory, Interface, Kind, Node, Place};
+
+/// Longest value that a file takes in one write.
+const LONGEST_VALUE: usize = 4096;
+/// `.` and `..` come before an interface's cookies.
+const DOTS: u64 = 2;
+/// Entries fetched at a time.
+const CHUNK: usize = 128;
+/// Inode numbers are never used again, so one generation does.
+pub const GENERATION: Generation = Generation(0);
+
+/// What requests and announcements share.
+pub struct Edge {
+    /// The tree.
+    pub interface: Arc<dyn Interface>,
+    /// `-o ro`.
+    pub read_only: bool,
+    /// Whether there is an announcer.
+    pub announce: bool,
+    /// Open files.
+    pub handles: Handles,
+    /// When files changed.
+    pub versions: Versions,
+    /// Who polls.
+    pub pollers: Pollers,
+    /// What is to be announced.
+    pub queue: Arc<Queue>,
+    /// Who asks.
+    pub callers: Callers,
+    /// Disk reads.
+    pub pool: Pool,
+    /// The end.
+    pub stopping: AtomicBool,
+}
+
+impl Edge {
+    /// Whether the mount is being ended.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Who asks, with all that `/proc` says of him.
+    pub fn caller(&self, request: &Request) -> Caller {
+        self.callers.resolve(request.uid(), request.gid(), request.pid())
+    }
+
+    /// The place behind an inode number.
+    pub fn node(&self, inode: INodeNo) -> Result<Node, Errno> {
+        self.interface.node(inode.0).ok_or(Errno::ENOENT)
+    }
+
+    /// The node with its attributes for the kernel.
+    pub fn describe(&self, node: Node) -> Option<(Attributes, fuser::FileAttr)> {
+        let attributes = self.interface.attributes(node)?;
+        let changed = self.versions.time(node.inode());
+        Some((attributes, inode::attributes(node, &attributes, changed)))
+    }
+
+    /// Answers with a place's attributes.
+    pub fn reply_attributes(&self, node: Node, reply: ReplyAttr) {
+        match self.describe(node) {
+            Some((attributes, attr)) => reply.attr(&inode::lifetime(attributes.caching), &attr),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// Answers with a place that was looked up or made.
+    pub fn reply_entry(&self, node: Node, reply: ReplyEntry) {
+        if let Some((attributes, attr)) = self.describe(node) {
+            return reply.entry(&inode::lifetime(attributes.caching), &attr, GENERATION);
+        }
+        match inode::remains(node).filter(|_| self.interface.names().published(node).is_some()) {
+            Some(remains) => reply.entry(&Duration::ZERO, &inode::attributes(node, &remains, None), GENERATION),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// An entry of this directory came or went.
+    pub fn directory_changed(&self, directory: Node) {
+        self.versions.bump(directory.inode());
+    }
+
+    /// The handle of a number, made if another process gave it out.
+    pub fn handle(&self, number: FileHandle, inode: INodeNo) -> Result<Arc<Handle>, Errno> {
+        match self.handles.get(number.0) {
+            Some(handle) => Ok(handle),
+            None => Ok(self.handles.adopt(number.0, self.node(inode)?)),
+        }
+    }
+
+    /// What a read at this offset is served from.
+    pub fn content(&self, handle: &Handle, offset: u64, uid: u32) -> Result<Content, Errno> {
+        // Taken before the content: a change in between is then seen as one that was not read.
+        let sequence = self.versions.sequence(handle.node.inode());
+        match handle.held() {
+            Some(content @ Content::Snapshot(_)) if offset > 0 => return Ok(content),
+            Some(content @ Content::File(_)) => {
+                handle.saw(sequence);
+                return Ok(content);
+            }
+            None if offset > 0 && handle.is_adopted() => return Err(Errno::ESTALE),
+            Some(Content::Snapshot(_)) | None => {}
+        }
+        let content = self.interface.content(handle.node, uid).map_err(|reason| errno(&reason))?;
+        handle.hold(content.clone(), sequence);
+        Ok(content)
+    }
+
+    /// The replay by the announcer of exactly this change of names; `None`: somebody else asks.
+    pub fn replay(&self, request: &Request, from: Option<Place>, to: Option<Place>) -> Option<Result<Move, Errno>> {
+        let is_announcer = self.queue.is_announcer(request.pid());
+        is_announcer.then(|| {
+            let step = self.queue.replay(from.as_ref(), to.as_ref()).ok_or(Errno::EPERM)?;
+            let names = self.interface.names();
+            let taken = to.as_ref().and_then(|place| names.lookup(place.directory, &place.name));
+            if taken.is_some_and(|holder| holder != step.node()) {
+                return Err(Errno::EEXIST);
+            }
+            Ok(step)
+        })
+    }
+
+    /// The kernel has been told: from now on this is where the place is.
+    pub fn publish(&self, step: Move) {
+        for place in step.from.iter().chain(&step.to) {
+            self.directory_changed(Node::Directory(place.directory));
+        }
+        self.interface.names().publish(step.node(), step.number, step.to.clone());
+        // The wanted name may be another by now, and the replay given up.
+        self.queue.moved(step.class, step.number, step.position);
+    }
+
+    /// A name comes by the announcer.
+    pub fn publish_new(&self, step: Move, reply: ReplyEntry) {
+        let node = step.node();
+        if self.interface.attributes(node).is_none() {
+            return reply.error(Errno::ENOENT);
+        }
+        self.publish(step);
+        self.reply_entry(node, reply);
+    }
+
+    /// Answers a user's mkdir or symlink.
+    pub fn made(self: &Arc<Edge>, parent: Node, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Node, Reason>) + Send> {
+        let edge = self.clone();
+        Box::new(move |result| match result {
+            Ok(node) => {
+                edge.directory_changed(parent);
+                edge.reply_entry(node, reply);
+            }
+            Err(reason) => reply.error(errno(&reason)),
+        })
+    }
+
+    /// Whether attributes may be set: to what they are.
+    pub fn may_set(
+        &self,
+        request: &Request,
+        node: Node,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<(), Errno> {
+        if self.read_only && !self.queue.is_announcer(request.pid()) {
+            return Err(Errno::EROFS);
+        }
+        let attributes = self.interface.attributes(node).ok_or(Errno::ENOENT)?;
+        let same = mode.is_none_or(|mode| mode & 0o7777 == u32::from(attributes.mode))
+            && uid.is_none_or(|uid| uid == attributes.uid)
+            && gid.is_none_or(|gid| gid == attributes.gid);
+        // Tools give a temporary file the attributes of what it shall replace.
+        if same || matches!(node, Node::Scratch(_)) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// A truncation: of bulk data; it means nothing elsewhere.
+    pub fn resize(
+        self: &Arc<Edge>,
+        request: &Request,
+        node: Node,
+        handle: Option<FileHandle>,
+        size: u64,
+        reply: ReplyAttr,
+    ) {
+        if !may_have_data(node) {
+            return self.reply_attributes(node, reply);
+        }
+        let open = handle.and_then(|handle| self.handles.get(handle.0)).and_then(|handle| match &handle.purpose {
+            Purpose::Data(data) => Some(Ok(data.clone())),
+            Purpose::Value | Purpose::Announcement => None,
+        });
+        let data = match open.or_else(|| self.open_data(node, self.caller(request), true)) {
+            Some(Ok(data)) => data,
+            Some(Err(errno)) => return reply.error(errno),
+            None => return self.reply_attributes(node, reply),
+        };
+        let edge = self.clone();
+        let held = data.clone();
+        let done = Box::new(move |result: Result<(), Reason>| {
+            drop(held);
+            match result {
+                Ok(()) => edge.reply_attributes(node, reply),
+                Err(reason) => reply.error(errno(&reason)),
+            }
+        });
+        data.truncate(size, done);
+    }
+
+    /// One write of a value.
+    pub fn write_value(&self, request: &Request, handle: Arc<Handle>, data: &[u8], reply: ReplyWrite) {
+        if data.len() > LONGEST_VALUE && !matches!(handle.node, Node::Scratch(_)) {
+            return reply.error(Errno::EINVAL);
+        }
+        let Ok(count) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
+        let writer = handle.clone();
+        let done = Box::new(move |result: Result<(), Reason>| match result {
+            Ok(()) => {
+                writer.wrote();
+                reply.written(count);
+            }
+            Err(reason) => reply.error(errno(&reason)),
+        });
+        self.interface.write(handle.open_file(), self.caller(request), data, done);
+    }
+
+    /// Bulk data, if the place is some.
+    pub fn open_data(&self, node: Node, caller: Caller, writing: bool) -> Option<Result<Arc<dyn Data>, Errno>> {
+        let result = self.interface.open_data(node, caller, writing)?;
+        Some(result.map_err(|reason| errno(&reason)))
+    }
+
+    /// What an open is for.
+    pub fn purpose(&self, request: &Request, node: Node, writing: bool) -> Result<Purpose, Errno> {
+        if writing && self.queue.is_announcer(request.pid()) {
+            let announced = self.queue.is_announcing(node.inode());
+            return if announced { Ok(Purpose::Announcement) } else { Err(Errno::EPERM) };
+        }
+        if writing && self.read_only {
+            return Err(Errno::EROFS);
+        }
+        if writing && self.interface.is_read_only(node) {
+            return Err(Errno::EACCES);
+        }
+        if !may_have_data(node) {
+            return Ok(Purpose::Value);
+        }
+        let caller = match writing {
+            true => self.caller(request),
+            false => Callers::plain(request.uid(), request.gid()),
+        };
+        match self.open_data(node, caller, writing) {
+            Some(data) => Ok(Purpose::Data(data?)),
+            None => Ok(Purpose::Value),
+        }
+    }
+}
+
+/// The places that [`Interface::open_data`] has to be asked about.
+pub fn may_have_data(node: Node) -> bool {
+    match node {
+        Node::Attribute(Class::Image, ..) | Node::Scratch(_) => true,
+        Node::Attribute(Class::Instance | Class::Task, ..)
+        | Node::Directory(_)
+        | Node::File(..)
+        | Node::Object(..)
+        | Node::NameLink(..)
+        | Node::StateLink(..) => false,
+    }
+}
+
+/// The errno of a refusal.
+pub fn errno(reason: &Reason) -> Errno {
+    Errno::from_i32(reason.errno())
+}
+
+/// A name in one of the directories whose entries come and go.
+pub fn place(directory: Node, name: &str) -> Option<Place> {
+    match directory {
+        Node::Directory(directory) => Some(Place { directory, name: name.to_owned() }),
+        Node::File(..)
+        | Node::Object(..)
+        | Node::Attribute(..)
+        | Node::NameLink(..)
+        | Node::StateLink(..)
+        | Node::Scratch(_) => None,
+    }
+}
+
+/// How the kernel is to treat an open file.
+pub fn open_flags(caching: Caching, purpose: &Purpose) -> FopenFlags {
+    match (purpose, caching) {
+        (Purpose::Value, Caching::Everything) => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+        (Purpose::Value, Caching::Attributes | Caching::Nothing) | (Purpose::Data(_) | Purpose::Announcement, _) => {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        }
+    }
+}
+
+/// Answers a request that gives nothing back.
+pub fn finish(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<(), Reason>) + Send> {
+    Box::new(move |result| match result {
+        Ok(()) => reply.ok(),
+        Err(reason) => reply.error(errno(&reason)),
+    })
+}
+
+/// The same for a request that adds or removes names in these directories.
+pub fn finish_after(
+    edge: &Arc<Edge>,
+    directories: Vec<Node>,
+    reply: ReplyEmpty,
+) -> Box<dyn FnOnce(Result<(), Reason>) + Send> {
+    let edge = edge.clone();
+    let done = finish(reply);
+    Box::new(move |result| {
+        if result.is_ok() {
+            directories.into_iter().for_each(|directory| edge.directory_changed(directory));
+        }
+        done(result);
+    })
+}
+
+/// Calls `each` with the next offset, the name and the place of each entry from `offset` on, until it returns false.
+/// Entries are fetched before they are looked at: the interface may hold locks while it lists.
+pub fn list(
+    edge: &Edge,
+    directory: Node,
+    offset: u64,
+    each: &mut dyn FnMut(u64, &str, Node) -> bool,
+) -> Result<(), Errno> {
+    let root = Node::Directory(Directory::Root);
+    if edge.interface.attributes(directory).is_none_or(|attributes| attributes.kind != Kind::Directory) {
+        return Err(Errno::ENOTDIR);
+    }
+    if offset == 0 && !each(1, ".", directory) || offset <= 1 && !each(DOTS, "..", root) {
+        return Ok(());
+    }
+    let mut cookie = offset.saturating_sub(DOTS);
+    loop {
+        let mut entries = Vec::with_capacity(CHUNK);
+        edge.interface
+            .list(directory, cookie, &mut |cookie, name, node| {
+                entries.push((cookie, name.to_owned(), node));
+                entries.len() < CHUNK
+            })
+            .map_err(|reason| errno(&reason))?;
+        for (next, name, node) in &entries {
+            cookie = *next;
+            if !each(next.saturating_add(DOTS), name, *node) {
+                return Ok(());
+            }
+        }
+        if entries.len() < CHUNK {
+            return Ok(());
+        }
+    }
+}
