@@ -2,6 +2,8 @@
 #![warn(missing_docs)]
 
 pub mod block;
+pub mod cli;
+pub mod config;
 pub mod fuse;
 pub mod hypervisor;
 pub mod image;

@@ -1,2 +1,7 @@
-//! The command line of instancefs.
-fn main() {}
+//! The command line of instancefs; see [`instancefs::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    instancefs::cli::main()
+}

@@ -1,0 +1,303 @@
+//! The composition: every part is made here, once, and told about the others.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::unistd::User;
+
+use super::identity::{self, IdentityError};
+use super::mountpoint::{self, MountEntry};
+use super::pinned::Pinned;
+use super::probe::{self, Answer};
+use super::state_directory::{StateDirectory, StateDirectoryError};
+use crate::block::directory::DirectoryBackend;
+use crate::config::Settings;
+use crate::fuse::{self, Mount};
+use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::inventory::{Change, Inventory, Part};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError};
+use crate::tree::{self, Tree};
+use crate::workflow::engine::{self, Engine};
+use crate::workflow::events::EventLog;
+use crate::workflow::ledger::{Ledger, now};
+use crate::workflow::reconcile::{self, Reconciler};
+use crate::workflow::recovery;
+
+/// How often all domains are looked at, should an event have been lost.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// How many drafts a user may have.
+const DRAFTS_PER_USER: usize = 100;
+/// How long a new mount has for its first answer.
+const MOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Users that distributions let QEMU run as.
+const GUEST_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// State directory and connection do not fit together.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateDirectoryError),
+    /// The hypervisor's library cannot be used at all.
+    #[error("the connection {uri} cannot be prepared")]
+    Hypervisor {
+        /// The URI.
+        uri: String,
+        /// Why.
+        source: HypervisorError,
+    },
+    /// The first connection of a state directory failed: there is nothing to show yet.
+    #[error(
+        "the first mount of a state directory needs its hypervisor, and {uri} does not answer; start it, or name \
+         another one with --connect"
+    )]
+    FirstConnection {
+        /// The URI.
+        uri: String,
+        /// Why.
+        source: HypervisorError,
+    },
+    /// `events` cannot be kept.
+    #[error("the event log {path} cannot be opened")]
+    Events {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error("{path} cannot be mounted")]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Mounted, but nobody answers.
+    #[error("{path} was mounted but does not answer ({answer}); it was unmounted again")]
+    NoAnswer {
+        /// The mount point.
+        path: PathBuf,
+        /// What statfs said.
+        answer: String,
+    },
+    /// The session ended with an error.
+    #[error("the mount {path} ended")]
+    Ended {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// Everything but the mount.
+pub struct Prepared {
+    mountpoint: PathBuf,
+    read_only: bool,
+    changes: Receiver<Arc<Vec<Change>>>,
+    reconciler: Arc<Reconciler>,
+    tree: Arc<Tree>,
+}
+
+/// A mount that answers.
+pub struct Daemon {
+    mountpoint: PathBuf,
+    reconciler: Arc<Reconciler>,
+    mount: Arc<Mount>,
+}
+
+/// Ends a daemon from another thread.
+pub struct Stopper(Arc<Mount>);
+
+impl Daemon {
+    /// Opens the store and starts every part. Of a new state directory the hypervisor is connected and looked at first;
+    /// of a known one that happens in the background, and the tree shows the last known truth meanwhile.
+    pub fn prepare(settings: &Settings, state: &StateDirectory, mountpoint: &Path) -> Result<Prepared, DaemonError> {
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.store())?);
+        let recorded = identity::load(store.as_ref())?;
+        let target = identity::choose(recorded.as_ref(), settings.connect.as_deref(), state.path())?;
+        let uri = target.uri();
+        let hypervisor =
+            target.open(state.path()).map_err(|source| DaemonError::Hypervisor { uri: uri.clone(), source })?;
+        let first = recorded.is_none();
+        let hypervisor = Arc::new(Pinned::new(hypervisor, recorded));
+        let incoming = hypervisor.events();
+        if first {
+            hypervisor.connect().map_err(|source| DaemonError::FirstConnection { uri: uri.clone(), source })?;
+            hypervisor.pin(identity::record(store.as_ref(), hypervisor.as_ref())?);
+        }
+
+        let inventory = Arc::new(Inventory::new());
+        // Before anything is in it, so that whoever publishes names hears of every object.
+        let changes = inventory.subscribe();
+        inventory.apply(recovery::load(store.as_ref())?);
+        let ledger = Arc::new(Ledger::open(store.clone(), inventory.clone())?);
+        let path = state.path().join("events");
+        let events =
+            EventLog::open(path.clone(), inventory.clone()).map_err(|source| DaemonError::Events { path, source })?;
+        let guest_group = guest_group();
+        let block = Arc::new(DirectoryBackend::new(state.path().join("disks"), guest_group));
+        let reconciler = Reconciler::start(
+            ledger.clone(),
+            store,
+            hypervisor.clone(),
+            events.clone(),
+            incoming,
+            reconcile::Settings {
+                state_directory: state.path().to_owned(),
+                interval: RECONCILE_INTERVAL,
+                read_only: settings.read_only,
+            },
+        );
+        if first {
+            reconciler.pass().map_err(|source| DaemonError::FirstConnection { uri, source })?;
+        } else {
+            connect_later(uri, hypervisor.clone())?;
+        }
+        let engine = Engine::start(
+            engine::Parts {
+                ledger: ledger.clone(),
+                hypervisor,
+                block,
+                reconciler: reconciler.clone(),
+                events: events.clone(),
+            },
+            engine::Settings {
+                settle: settings.settle,
+                state_directory: state.path().to_owned(),
+                read_only: settings.read_only,
+                projects: settings.projects.clone(),
+                guest_group,
+                drafts_per_user: DRAFTS_PER_USER,
+            },
+        )?;
+        let tree = Tree::new(
+            inventory.clone(),
+            engine,
+            reconciler.clone(),
+            events,
+            tree::Settings {
+                access_group: settings.access_group,
+                admin_group: settings.admin_group,
+                mountpoint: mountpoint.to_owned(),
+                state_directory: state.path().to_owned(),
+                started_at: now(),
+            },
+        );
+        Ok(Prepared { mountpoint: mountpoint.to_owned(), read_only: settings.read_only, changes, reconciler, tree })
+    }
+}
+
+impl Prepared {
+    /// Mounts, and returns when the mount has answered.
+    pub fn mount(self, state: &mut StateDirectory) -> Result<Daemon, DaemonError> {
+        let path = self.mountpoint;
+        let announcer = self.reconciler.clone();
+        announcer.set_announcer(Part::Down { since: now(), detail: "it is starting".to_owned() });
+        let options = fuse::Options {
+            mountpoint: path.clone(),
+            read_only: self.read_only,
+            announce: true,
+            program: None,
+            on_announcer: Box::new(move |result| {
+                announcer.set_announcer(match result {
+                    Ok(()) => Part::Ok,
+                    Err(detail) => Part::Down { since: now(), detail },
+                });
+            }),
+        };
+        let mount = Mount::start(self.tree, self.changes, options)
+            .map_err(|source| DaemonError::Mount { path: path.clone(), source })?;
+        let mount = Arc::new(mount);
+        let daemon = Daemon { mountpoint: path, reconciler: self.reconciler, mount };
+        if let Err(error) = daemon.begin(state) {
+            daemon.stopper().stop();
+            return Err(error);
+        }
+        Ok(daemon)
+    }
+}
+
+impl Daemon {
+    /// Tells everybody where the mount is, and waits for its first answer.
+    fn begin(&self, state: &mut StateDirectory) -> Result<(), DaemonError> {
+        let path = &self.mountpoint;
+        let failed = |source| DaemonError::Mount { path: path.clone(), source };
+        if let Some(entry) = mountpoint::mounted_at(path).map_err(failed)? {
+            state.remember(Some(mountpoint::remembered(&entry)))?;
+            if let Some(device) = device_number(&entry) {
+                self.reconciler.set_mount_device(device);
+            }
+        }
+        let answer = probe::ask(path, MOUNT_LIMIT).map_err(failed)?;
+        let answer = match answer {
+            Answer::Alive => return Ok(()),
+            Answer::Dead => "its connection is closed".to_owned(),
+            Answer::Silent => format!("nothing within {} s", MOUNT_LIMIT.as_secs()),
+            Answer::Failed(errno) => errno.desc().to_owned(),
+        };
+        Err(DaemonError::NoAnswer { path: path.clone(), answer })
+    }
+
+    /// What [`Daemon::wait`] can be ended with.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.mount.clone())
+    }
+
+    /// Serves until somebody unmounts, from inside or outside. Guests stay as they are.
+    pub fn wait(&self) -> Result<(), DaemonError> {
+        let ended = self.mount.wait();
+        self.reconciler.stop();
+        ended.map_err(|source| DaemonError::Ended { path: self.mountpoint.clone(), source })
+    }
+}
+
+impl Stopper {
+    /// Unmounts, also while something is open there.
+    pub fn stop(&self) {
+        if let Err(error) = self.0.stop() {
+            log::error!("the mount cannot be removed: {error}");
+        }
+    }
+}
+
+/// Connects without making anybody wait. Once it was asked to, the hypervisor goes on trying by itself, and the
+/// reconciler hears of it; meanwhile `health` says why there is no connection.
+fn connect_later(uri: String, hypervisor: Arc<dyn Hypervisor>) -> Result<(), DaemonError> {
+    let connect = move || {
+        let begun = Instant::now();
+        match hypervisor.connect() {
+            Ok(()) => log::info!("connected to {uri} in {:.3} s", begun.elapsed().as_secs_f64()),
+            Err(error) => log::warn!("{uri} is not there yet, the last known state is shown: {error}"),
+        }
+    };
+    thread::Builder::new().name("connect".to_owned()).spawn(connect).map_err(DaemonError::Thread)?;
+    Ok(())
+}
+
+/// The group that QEMU runs in where libvirt is set up as distributions do.
+fn guest_group() -> Option<u32> {
+    let user = GUEST_USERS.iter().find_map(|name| User::from_name(name).ok().flatten())?;
+    Some(user.gid.as_raw())
+}
+
+/// `st_dev` of a mount.
+fn device_number(entry: &MountEntry) -> Option<u64> {
+    let (major, minor) = entry.device.split_once(':')?;
+    Some(nix::libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+}

@@ -1,0 +1,340 @@
+//! What can be configured: `/etc/instancefs.toml`, mount options (`-o`) and flags, the later winning over the earlier.
+
+mod duration;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::Group;
+use serde::{Deserialize, Deserializer};
+
+pub use duration::parse as parse_duration;
+
+/// The configuration that is read where none is named; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/instancefs.toml";
+/// Where the state lives where nobody says otherwise.
+pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/instancefs";
+/// How long a write waits for the end of its work.
+pub const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
+/// Who may enter the tree.
+pub const DEFAULT_ACCESS_GROUP: &str = "libvirt";
+/// Who may read `events` and `metrics`.
+pub const DEFAULT_ADMIN_GROUP: &str = "adm";
+
+/// Options of mount(8) and of fstab that mean nothing here, or that hold anyway.
+const GENERIC: [&str; 29] = [
+    "async",
+    "atime",
+    "auto",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "group",
+    "lazytime",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nofail",
+    "nolazytime",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nouser",
+    "owner",
+    "relatime",
+    "strictatime",
+    "suid",
+    "sync",
+    "user",
+    "users",
+    "_netdev",
+];
+const GENERIC_PREFIXES: [&str; 4] = ["x-", "X-", "comment=", "user="];
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file has an unknown key or a value of the wrong kind.
+    #[error("{path}, line {line}: {detail}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// What is wrong, with the key's name.
+        detail: String,
+    },
+    /// A mount option that nobody knows.
+    #[error(
+        "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, connect= and \
+         state_dir="
+    )]
+    UnknownOption(String),
+    /// A mount option with a value that cannot be used.
+    #[error("mount option {option}: {detail}")]
+    BadOption {
+        /// The option's name.
+        option: String,
+        /// What is wrong with its value.
+        detail: String,
+    },
+    /// A group that was named does not exist.
+    #[error("the group '{name}', named as {purpose}, does not exist; create it (groupadd) or name another one")]
+    NoGroup {
+        /// The group.
+        name: String,
+        /// The setting that names it.
+        purpose: &'static str,
+    },
+    /// The user database does not answer.
+    #[error("the group '{name}' cannot be looked up")]
+    GroupLookup {
+        /// The group.
+        name: String,
+        /// Why.
+        source: nix::Error,
+    },
+}
+
+/// One layer of settings; what it does not say is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// The connection.
+    pub connect: Option<String>,
+    /// The state directory.
+    pub state_dir: Option<PathBuf>,
+    /// The settle window.
+    #[serde(default, deserialize_with = "duration")]
+    pub settle: Option<Duration>,
+    /// Name of the group that may enter the tree.
+    pub access_group: Option<String>,
+    /// Name of the group that may read `events` and `metrics`.
+    pub admin_group: Option<String>,
+    /// Names of the groups that are projects.
+    pub projects: Option<Vec<String>>,
+    /// Refuse every change; a mount option only.
+    #[serde(skip)]
+    pub read_only: Option<bool>,
+}
+
+/// Everything that a mount needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The connection, if somebody named one; `auto` is `None` too.
+    pub connect: Option<String>,
+    /// The state directory.
+    pub state_directory: PathBuf,
+    /// How long a write waits for the end of its work.
+    pub settle: Duration,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Group id that may enter the tree.
+    pub access_group: u32,
+    /// Group id that may read `events` and `metrics`.
+    pub admin_group: u32,
+    /// Group ids that are projects.
+    pub projects: Vec<u32>,
+}
+
+/// A string as on the command line, or a whole number of seconds.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a duration is a text such as \"3s\", or a number of seconds")]
+    enum Written {
+        Text(String),
+        Seconds(u64),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Text(text) => parse_duration(&text).map(Some).map_err(serde::de::Error::custom),
+        Written::Seconds(seconds) => Ok(Some(Duration::from_secs(seconds))),
+    }
+}
+
+impl Layer {
+    /// Reads a configuration file; without `named` the default one, which may be absent.
+    pub fn from_file(named: Option<&Path>) -> Result<Layer, ConfigError> {
+        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Layer::from_toml(path, &text),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Layer::default()),
+            Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), source }),
+        }
+    }
+
+    fn from_toml(path: &Path, text: &str) -> Result<Layer, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+            ConfigError::Malformed { path: path.to_owned(), line, detail: error.message().to_owned() }
+        })
+    }
+
+    /// Reads the values of all `-o`; of an option said twice the last one counts.
+    pub fn from_options<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Layer, ConfigError> {
+        let mut layer = Layer::default();
+        for option in options.into_iter().flat_map(|list| list.split(',')) {
+            layer.set(option)?;
+        }
+        Ok(layer)
+    }
+
+    fn set(&mut self, option: &str) -> Result<(), ConfigError> {
+        let bad = |detail: &str| ConfigError::BadOption {
+            option: option.split('=').next().unwrap_or(option).to_owned(),
+            detail: detail.to_owned(),
+        };
+        match option.split_once('=') {
+            None if option.is_empty() => {}
+            None if option == "ro" => self.read_only = Some(true),
+            None if option == "rw" => self.read_only = Some(false),
+            Some(("access_group" | "admin_group" | "projects" | "settle" | "connect" | "state_dir", "")) => {
+                return Err(bad("a value is missing"));
+            }
+            Some(("access_group", name)) => self.access_group = Some(name.to_owned()),
+            Some(("admin_group", name)) => self.admin_group = Some(name.to_owned()),
+            Some(("projects", names)) => self.projects = Some(names.split(':').map(str::to_owned).collect()),
+            Some(("settle", text)) => self.settle = Some(parse_duration(text).map_err(|detail| bad(&detail))?),
+            Some(("connect", uri)) => self.connect = Some(uri.to_owned()),
+            Some(("state_dir", path)) => self.state_dir = Some(path.into()),
+            Some(_) | None if GENERIC.contains(&option) => {}
+            Some(_) | None if GENERIC_PREFIXES.iter().any(|prefix| option.starts_with(prefix)) => {}
+            Some(_) | None => return Err(ConfigError::UnknownOption(option.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// This layer, and where it says nothing the one below.
+    pub fn over(self, below: Layer) -> Layer {
+        Layer {
+            connect: self.connect.or(below.connect),
+            state_dir: self.state_dir.or(below.state_dir),
+            settle: self.settle.or(below.settle),
+            access_group: self.access_group.or(below.access_group),
+            admin_group: self.admin_group.or(below.admin_group),
+            projects: self.projects.or(below.projects),
+            read_only: self.read_only.or(below.read_only),
+        }
+    }
+
+    /// Fills in the defaults and looks up the groups.
+    pub fn resolve(self) -> Result<Settings, ConfigError> {
+        self.resolve_with(&|name| {
+            let group = Group::from_name(name);
+            let found = group.map_err(|source| ConfigError::GroupLookup { name: name.to_owned(), source })?;
+            Ok(found.map(|group| group.gid.as_raw()))
+        })
+    }
+
+    fn resolve_with(self, lookup: &Lookup<'_>) -> Result<Settings, ConfigError> {
+        let named =
+            |name: &str, purpose| lookup(name)?.ok_or_else(|| ConfigError::NoGroup { name: name.to_owned(), purpose });
+        let group = |name: Option<String>, default: &str, purpose| match name {
+            Some(name) => named(&name, purpose),
+            None => Ok(lookup(default)?.unwrap_or_else(|| {
+                log::warn!("there is no group '{default}', so {purpose} is root's group; name one with -o {purpose}=");
+                0
+            })),
+        };
+        let projects = self.projects.unwrap_or_default();
+        Ok(Settings {
+            access_group: group(self.access_group, DEFAULT_ACCESS_GROUP, "access_group")?,
+            admin_group: group(self.admin_group, DEFAULT_ADMIN_GROUP, "admin_group")?,
+            projects: projects.iter().map(|name| named(name, "a project")).collect::<Result<_, _>>()?,
+            connect: self.connect.filter(|uri| uri != "auto"),
+            state_directory: self.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIRECTORY.into()),
+            settle: self.settle.unwrap_or(DEFAULT_SETTLE),
+            read_only: self.read_only.unwrap_or(false),
+        })
+    }
+}
+
+/// A group's id by its name.
+type Lookup<'a> = dyn Fn(&str) -> Result<Option<u32>, ConfigError> + 'a;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toml(text: &str) -> Result<Layer, ConfigError> {
+        Layer::from_toml(Path::new("/etc/instancefs.toml"), text)
+    }
+
+    #[test]
+    fn a_file_says_everything_that_options_say() {
+        let file = toml(
+            "connect = 'qemu:///system'\nstate_dir = '/s'\nsettle = '500ms'\naccess_group = 'a'\nadmin_group = 'b'\n\
+             projects = ['p', 'q']\n",
+        )
+        .unwrap();
+        let options = Layer::from_options([
+            "connect=qemu:///system,state_dir=/s",
+            "settle=500ms,access_group=a,admin_group=b,projects=p:q",
+        ]);
+        assert_eq!(file, options.unwrap());
+        assert_eq!(toml("settle = 2").unwrap().settle, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_line() {
+        let error = toml("settle = '3s'\nacess_group = 'x'\n").unwrap_err().to_string();
+        assert!(error.starts_with("/etc/instancefs.toml, line 2: ") && error.contains("acess_group"), "{error}");
+        let error = toml("settle = 'soon'\n").unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("'soon' is no duration"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_with_its_name() {
+        for option in ["rro", "settle", "ro=1", "access_groups=x", "loop"] {
+            let error = Layer::from_options([option]).unwrap_err().to_string();
+            assert!(error.contains(&format!("'{option}'")), "{error}");
+        }
+        let error = Layer::from_options(["settle=soon"]).unwrap_err().to_string();
+        assert!(error.contains("settle") && error.contains("'soon'"), "{error}");
+        assert!(Layer::from_options(["access_group="]).is_err());
+    }
+
+    #[test]
+    fn the_options_of_fstab_are_accepted() {
+        let layer = Layer::from_options([
+            "rw,noauto,_netdev,defaults,nofail,noatime,x-systemd.automount,X-mount.mkdir,user=me,comment=x",
+        ]);
+        assert_eq!(layer.unwrap(), Layer { read_only: Some(false), ..Layer::default() });
+        assert_eq!(Layer::from_options(["rw,ro"]).unwrap().read_only, Some(true));
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let layer = Layer { settle: Some(Duration::ZERO), ..Layer::default() }.over(toml("settle = 9").unwrap());
+        assert_eq!(layer.settle, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_missing_default_group_is_roots_and_a_missing_named_one_an_error() {
+        let nobody = |_: &str| Ok(None);
+        let settings = Layer::default().resolve_with(&nobody).unwrap();
+        assert_eq!((settings.access_group, settings.admin_group), (0, 0));
+        for option in ["access_group=ghosts", "admin_group=ghosts", "projects=ghosts"] {
+            let error = Layer::from_options([option]).unwrap().resolve_with(&nobody).unwrap_err().to_string();
+            assert!(error.contains("'ghosts'"), "{error}");
+        }
+    }
+
+    #[test]
+    fn auto_names_no_connection() {
+        let layer = Layer { connect: Some("auto".to_owned()), ..Layer::default() };
+        assert_eq!(layer.resolve_with(&|_| Ok(Some(7))).unwrap().connect, None);
+    }
+}

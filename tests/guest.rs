@@ -1,0 +1,127 @@
+//! The main job on a real guest: libvirt's QEMU driver inside the daemon, and a small Linux that boots.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::{Daemon, errno, signal, wait_until};
+use uuid::Uuid;
+
+fn guest_image() -> PathBuf {
+    std::env::var_os("INSTANCEFS_GUEST_IMAGE").map_or_else(
+        || panic!("run scripts/test, or set INSTANCEFS_GUEST_IMAGE to what scripts/guest-image made"),
+        PathBuf::from,
+    )
+}
+
+/// Ends the guests that a test leaves behind, by the pid files of the embedded driver.
+struct Guests(PathBuf);
+
+impl Guests {
+    fn pids(&self) -> Vec<u32> {
+        let files = fs::read_dir(self.0.join("libvirt/run/qemu")).into_iter().flatten().filter_map(Result::ok);
+        files
+            .filter(|file| file.path().extension().is_some_and(|extension| extension == "pid"))
+            .filter(|file| file.file_name() != "driver.pid")
+            .filter_map(|file| fs::read_to_string(file.path()).ok()?.trim().parse().ok())
+            .filter(|pid: &u32| Path::new(&format!("/proc/{pid}")).exists())
+            .collect()
+    }
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            signal(pid, libc::SIGKILL);
+        }
+    }
+}
+
+fn long_wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn boot(daemon: &Daemon) -> Uuid {
+    let image = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("images/{image}"))).expect("a draft");
+    let copied = Command::new("cp").arg(guest_image()).arg(daemon.path(format!("images/{image}/data"))).status();
+    assert!(copied.expect("cp runs").success());
+    daemon.set(format!("images/{image}/state"), "active");
+    long_wait("the image is active", || daemon.read(format!("images/{image}/state")) == "active");
+    let id = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("instances/{id}"))).expect("a draft");
+    daemon.set(format!("instances/{id}/name"), "guest <&> 1");
+    daemon.set(format!("instances/{id}/image"), &format!("images/{image}"));
+    daemon.set(format!("instances/{id}/memory_bytes"), "192M");
+    daemon.set(format!("instances/{id}/state"), "active");
+    long_wait("it is active", || daemon.read(format!("instances/{id}/state")) == "active");
+    id
+}
+
+fn console(daemon: &Daemon, id: Uuid) -> String {
+    let bytes = fs::read(daemon.path(format!("instances/{id}/console.log"))).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn wait_command(daemon: &Daemon, id: Uuid, word: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_instancefs"));
+    command.arg("wait").arg(daemon.path(format!("instances/{id}"))).args(["--for", word, "--timeout", "120"]);
+    let output = command.output().expect("wait runs");
+    assert!(output.status.success(), "wait --for {word}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_real_guest_boots_is_locked_survives_the_daemon_and_stops_when_asked() {
+    let mut daemon = Daemon::start_with("embed", &[]);
+    let guests = Guests(daemon.state_directory());
+    let id = boot(&daemon);
+    let file = |name: &str| format!("instances/{id}/{name}");
+    long_wait("it prints from inside", || console(&daemon, id).contains("READY"));
+    assert!(console(&daemon, id).contains("BOOTS=1"));
+    let pid = *guests.pids().first().expect("a QEMU process");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let field = |name: &str| status.lines().find(|line| line.starts_with(name)).expect("a field").to_owned();
+    assert!(!field("Uid:").contains("\t0"), "the guest runs as root: {}", field("Uid:"));
+    assert!(field("Seccomp:").ends_with('2'), "the guest runs without seccomp: {}", field("Seccomp:"));
+
+    daemon.set(file("locked"), "1");
+    daemon.set(file("locked_reason"), "month end");
+    assert_eq!(errno(daemon.write(file("state"), "stopped")), libc::EPERM);
+    assert!(daemon.read(file("last_error")).contains("month end"));
+    daemon.set(file("locked"), "0");
+
+    daemon.set(file("state"), "paused");
+    assert_eq!(daemon.read(file("power_state")), "paused");
+    daemon.set(file("state"), "active");
+    daemon.set(file("state"), "suspended");
+    wait_command(&daemon, id, "suspended");
+    daemon.set(file("state"), "active");
+    wait_command(&daemon, id, "active");
+
+    daemon.kill();
+    assert!(Path::new(&format!("/proc/{}", guests.pids().first().expect("the guest runs on"))).exists());
+    daemon.spawn();
+    assert_eq!(daemon.read(file("state")), "active");
+    wait_until("the hypervisor is back", || daemon.read("health").contains("hypervisor ok"));
+
+    daemon.set(file("state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+    assert!(console(&daemon, id).contains("POWERBUTTON"), "it was asked, not killed");
+    assert!(guests.pids().is_empty());
+
+    let link = |word: &str| daemon.path(format!("by-state/instances/{word}/{id}"));
+    wait_until("the link stands", || link("stopped").is_symlink());
+    fs::rename(link("stopped"), link("active")).expect("the move is accepted");
+    wait_command(&daemon, id, "active");
+    long_wait("its own disk remembers the first boot", || console(&daemon, id).contains("BOOTS=2"));
+    daemon.set(file("state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+    assert!(daemon.stop(), "a clean end");
+}
