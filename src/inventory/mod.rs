@@ -61,6 +61,8 @@ struct Objects {
     numbers: HashMap<u64, (Class, Uuid)>,
     instance_names: HashMap<String, Uuid>,
     health: Health,
+    /// Grows with each batch that became visible.
+    revision: u64,
     /// Last refusals that belong to no object, by uid.
     refusals: HashMap<u32, ErrorHistory>,
 }
@@ -92,6 +94,7 @@ impl Inventory {
         if changes.is_empty() {
             return;
         }
+        objects.revision += 1;
         let changes = Arc::new(changes);
         // Sent under the lock, so that batches arrive in the order in which they became visible; an unbounded channel
         // never blocks.
@@ -134,6 +137,11 @@ impl Inventory {
     /// The instance that holds a name; drafts hold none.
     pub fn instance_named(&self, name: &str) -> Option<Uuid> {
         self.objects.read().instance_names.get(name).copied()
+    }
+
+    /// Grows with each batch that became visible: what was rendered at one revision holds until the next.
+    pub fn revision(&self) -> u64 {
+        self.objects.read().revision
     }
 
     /// All instances, by uuid.

@@ -1,9 +1,11 @@
 //! [`Tree`]: the tables, views and names as one [`Interface`].
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::attribute::{Read, Row};
@@ -50,6 +52,13 @@ pub struct Tree {
     pub(super) settings: Settings,
     pub(super) names: Names,
     pub(super) scratch: Scratch,
+    summaries: Mutex<HashMap<u8, Rendered>>,
+}
+
+/// A text that holds until the inventory's next revision.
+struct Rendered {
+    revision: u64,
+    text: Arc<[u8]>,
 }
 
 /// The gid of the root directory: its members have no rights in it, everybody else may pass.
@@ -64,8 +73,16 @@ impl Tree {
         events: Arc<EventLog>,
         settings: Settings,
     ) -> Arc<Tree> {
-        let tree =
-            Tree { inventory, engine, reconciler, events, settings, names: Names::new(), scratch: Scratch::default() };
+        let tree = Tree {
+            inventory,
+            engine,
+            reconciler,
+            events,
+            settings,
+            names: Names::new(),
+            scratch: Scratch::default(),
+            summaries: Mutex::default(),
+        };
         let instances = tree.inventory.instances().into_iter().map(Object::Instance);
         let images = tree.inventory.images().into_iter().map(Object::Image);
         let tasks = tree.inventory.tasks().into_iter().map(Object::Task);
@@ -215,16 +232,28 @@ impl Tree {
             (Directory::Root, root::LAST_ERROR) => Ok(snapshot(&errors::last(&self.inventory.refusals(uid)))),
             (Directory::Root, root::EVENTS) => open(self.events.path()),
             (Directory::Root, root::EVENTS_OLD) => open(&self.old_events()),
-            (Directory::Summary, root::SUMMARY_INSTANCES) => {
+            (Directory::Summary, root::SUMMARY_INSTANCES) => Ok(self.summary(id, || {
                 let lines = self.inventory.instances().into_iter().map(|instance| root::instance_line(&instance));
-                Ok(snapshot(&[root::INSTANCES_HEADER.to_owned()].into_iter().chain(lines).collect::<String>()))
-            }
-            (Directory::Summary, root::SUMMARY_IMAGES) => {
+                [root::INSTANCES_HEADER.to_owned()].into_iter().chain(lines).collect()
+            })),
+            (Directory::Summary, root::SUMMARY_IMAGES) => Ok(self.summary(id, || {
                 let lines = self.inventory.images().into_iter().map(|image| root::image_line(&image));
-                Ok(snapshot(&[root::IMAGES_HEADER.to_owned()].into_iter().chain(lines).collect::<String>()))
-            }
+                [root::IMAGES_HEADER.to_owned()].into_iter().chain(lines).collect()
+            })),
             _ => Err(Reason::NotFound("such file".into())),
         }
+    }
+
+    /// A summary as of now, rendered once a revision: of ten thousand lines every stat would need the length.
+    fn summary(&self, id: u8, render: impl FnOnce() -> String) -> Content {
+        // Taken before rendering: what changes meanwhile makes the next reader render again.
+        let revision = self.inventory.revision();
+        if let Some(rendered) = self.summaries.lock().get(&id).filter(|rendered| rendered.revision == revision) {
+            return Content::Snapshot(rendered.text.clone());
+        }
+        let text: Arc<[u8]> = render().into_bytes().into();
+        self.summaries.lock().insert(id, Rendered { revision, text: text.clone() });
+        Content::Snapshot(text)
     }
 
     fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
