@@ -34,6 +34,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 const DRAFTS_PER_USER: usize = 100;
 /// How long a new mount has for its first answer.
 const MOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// Whatever became of its file meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Users that distributions let QEMU run as.
 const GUEST_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
 
@@ -132,12 +134,17 @@ impl Daemon {
         let recorded = identity::load(store.as_ref())?;
         let target = identity::choose(recorded.as_ref(), settings.connect.as_deref(), state.path())?;
         let uri = target.uri();
+        let learn = {
+            let target = target.clone();
+            move || target.learn(Path::new(THIS_PROGRAM))
+        };
         let hypervisor =
             target.open(state.path()).map_err(|source| DaemonError::Hypervisor { uri: uri.clone(), source })?;
         let first = recorded.is_none();
         let hypervisor = Arc::new(Pinned::new(hypervisor, recorded));
         let incoming = hypervisor.events();
         if first {
+            learn();
             hypervisor.connect().map_err(|source| DaemonError::FirstConnection { uri: uri.clone(), source })?;
             hypervisor.pin(identity::record(store.as_ref(), hypervisor.as_ref())?);
         }
@@ -166,8 +173,9 @@ impl Daemon {
         );
         if first {
             reconciler.pass().map_err(|source| DaemonError::FirstConnection { uri, source })?;
+            in_background("accelerator", try_accelerator(hypervisor.clone()))?;
         } else {
-            connect_later(uri, hypervisor.clone())?;
+            in_background("connect", connect_later(uri, learn, hypervisor.clone()))?;
         }
         let engine = Engine::start(
             engine::Parts {
@@ -276,18 +284,30 @@ impl Stopper {
     }
 }
 
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), DaemonError> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop).map_err(DaemonError::Thread)
+}
+
 /// Connects without making anybody wait. Once it was asked to, the hypervisor goes on trying by itself, and the
 /// reconciler hears of it; meanwhile `health` says why there is no connection.
-fn connect_later(uri: String, hypervisor: Arc<dyn Hypervisor>) -> Result<(), DaemonError> {
-    let connect = move || {
+fn connect_later(uri: String, learn: impl FnOnce(), hypervisor: Arc<dyn Hypervisor>) -> impl FnOnce() {
+    move || {
         let begun = Instant::now();
+        learn();
         match hypervisor.connect() {
             Ok(()) => log::info!("connected to {uri} in {:.3} s", begun.elapsed().as_secs_f64()),
             Err(error) => log::warn!("{uri} is not there yet, the last known state is shown: {error}"),
         }
-    };
-    thread::Builder::new().name("connect".to_owned()).spawn(connect).map_err(DaemonError::Thread)?;
-    Ok(())
+        try_accelerator(hypervisor)();
+    }
+}
+
+/// Finds out what guests run on before the first one boots, which would have to wait for it.
+fn try_accelerator(hypervisor: Arc<dyn Hypervisor>) -> impl FnOnce() {
+    move || match hypervisor.accelerator() {
+        Ok(accelerator) => log::info!("new guests run on {accelerator:?}"),
+        Err(error) => log::debug!("what new guests run on is found out at the first boot: {error}"),
+    }
 }
 
 /// The group that QEMU runs in where libvirt is set up as distributions do.

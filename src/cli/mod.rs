@@ -25,6 +25,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::hypervisor::libvirt::capabilities;
+
 /// The command line was not understood.
 const USAGE: u8 = 2;
 
@@ -53,6 +55,12 @@ enum Command {
         /// What the daemon tells it
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
+    },
+    /// Has libvirt learn what QEMU can do without KVM; started by the daemon
+    #[command(hide = true)]
+    Capabilities {
+        /// The directory of the embedded driver
+        root: PathBuf,
     },
     /// Asks a mount for statfs, which may never return; started by whoever must not hang
     #[command(hide = true)]
@@ -84,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Wait(options) => wait::run(&options).map_err(Into::into),
         Command::Abi { directory } => abi::run(&directory).map_err(Into::into),
         Command::Announcer { arguments } => return crate::fuse::announcer::main(arguments),
+        Command::Capabilities { root } => capabilities::main(&root).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Probe { path } => return probe::answer(&path),
     };
     outcome.unwrap_or_else(|error| {

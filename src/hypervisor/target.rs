@@ -43,6 +43,19 @@ impl Target {
         }
     }
 
+    /// Saves the first connection of the embedded driver from probing more than once; may take seconds. See
+    /// [`libvirt::capabilities`], also for `program`.
+    pub fn learn(&self, program: &Path) {
+        match self {
+            Target::Libvirt(target) => {
+                if let Some(root) = target.embed_root() {
+                    libvirt::capabilities::learn(program, root);
+                }
+            }
+            Target::Simulated(_) => {}
+        }
+    }
+
     /// Makes it, not connected yet.
     pub fn open(self, state_directory: &Path) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
         match self {

@@ -86,13 +86,14 @@ impl Libvirt {
 
 impl Hypervisor for Libvirt {
     fn identity(&self) -> Result<Identity, HypervisorError> {
-        let (capabilities, hostname) =
-            self.call(|connection| Ok((connection.capabilities()?, connection.hostname()?)))?;
-        Ok(Identity {
-            uri: self.target.uri().to_owned(),
-            host_uuid: definition::host_uuid(&capabilities).map_err(HypervisorError::Failed)?,
-            hostname,
-        })
+        let (host_uuid, hostname) = if self.target.embed_root().is_some() {
+            (embed::host_uuid().to_string(), self.call(Connect::hostname)?)
+        } else {
+            let (capabilities, hostname) =
+                self.call(|connection| Ok((connection.capabilities()?, connection.hostname()?)))?;
+            (definition::host_uuid(&capabilities).map_err(HypervisorError::Failed)?, hostname)
+        };
+        Ok(Identity { uri: self.target.uri().to_owned(), host_uuid, hostname })
     }
 
     /// The receiver, at the first call; a later one gets a receiver that is closed.

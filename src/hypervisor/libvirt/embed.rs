@@ -10,11 +10,14 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, User, geteuid, getgrouplist};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::hypervisor::definition::Profile;
 
 /// Users that distributions run QEMU as, most common first.
 const QEMU_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
+/// `machine-id(5)`, and what the firmware says.
+const HOST_UUID_FILES: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
 /// `sun_path` in `unix(7)`, without its null byte.
 const SOCKET_PATH_MAX: usize = 107;
 /// The longest socket below the root: libvirt shortens the domain's name to 20 characters; six digits of domain id are
@@ -22,12 +25,13 @@ const SOCKET_PATH_MAX: usize = 107;
 const LONGEST_SOCKET: &str = "/lib/qemu/domain-999999-abcdefghijklmnopqrst/monitor.sock";
 const MARK: &str = "# Written by instancefs. An edited file is never overwritten. sha256:";
 
-/// Makes the directory and `etc/qemu.conf` in it, and checks the host. May be repeated.
+/// Makes the directory and `etc/qemu.conf` in it, and checks the host. May be repeated. Returns the user that guests run
+/// as, if that is another one than ours, and known: an edited configuration is not read.
 ///
 /// # Errors
 ///
 /// One sentence that says what is missing and what to do about it.
-pub fn prepare(root: &Path) -> Result<(), String> {
+pub fn prepare(root: &Path) -> Result<Option<User>, String> {
     check_length(root)?;
     let profile = usual_profile();
     if !profile.emulator.exists() {
@@ -47,11 +51,8 @@ pub fn prepare(root: &Path) -> Result<(), String> {
     let ours = write_configuration(&conf, user.as_ref())
         .map_err(|error| format!("cannot write {}: {error}", conf.display()))?;
     match user {
-        Some(user) if ours => {
-            warn_of_closed_kvm(&user);
-            check_reachable(root, &user)
-        }
-        _ => Ok(()),
+        Some(user) if ours => check_reachable(root, &user).map(|()| Some(user)),
+        Some(_) | None => Ok(None),
     }
 }
 
@@ -59,6 +60,13 @@ pub fn prepare(root: &Path) -> Result<(), String> {
 /// leaves too little of a socket's 107 bytes for the root.
 pub(super) fn agent_sockets(root: &Path) -> PathBuf {
     root.join("agent")
+}
+
+/// This host. libvirt makes up a new UUID for each process where the firmware has none, so it is not asked. Nil if the
+/// host has no identity: then it cannot be told from another.
+pub(super) fn host_uuid() -> Uuid {
+    let known = |file: &&str| Uuid::parse_str(fs::read_to_string(file).ok()?.trim()).ok();
+    HOST_UUID_FILES.iter().find_map(known).unwrap_or_default()
 }
 
 /// What QEMU looks like on this host when libvirt does not say.
@@ -109,7 +117,7 @@ fn check_length(root: &Path) -> Result<(), String> {
 }
 
 /// Others may pass through (QEMU runs as another user) but not look.
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o711).create(path)
 }
 
@@ -212,20 +220,9 @@ fn class_shift(owner: u32, group: u32, user: &User, groups: &[Gid]) -> u32 {
     }
 }
 
-/// libvirt 9 probes QEMU with more rights than it gives to guests. Where only the probe can open the device, each call
-/// finds the probe's result out of date, and probes again.
-fn warn_of_closed_kvm(user: &User) {
-    let Ok(metadata) = fs::metadata(super::accelerator::DEVICE) else {
-        return;
-    };
-    if !has_bits(0o6, &metadata, user, &groups_of(user)) {
-        log::warn!(
-            "guests run as {}, who may not open {1}: they are emulated, and libvirt takes seconds for each call; where \
-             udev does not do it, run chgrp kvm {1} && chmod 0660 {1}",
-            user.name,
-            super::accelerator::DEVICE
-        );
-    }
+/// KVM is there, but that user may not open it.
+pub(super) fn is_kvm_closed(user: &User) -> bool {
+    fs::metadata(super::accelerator::DEVICE).is_ok_and(|metadata| !has_bits(0o6, &metadata, user, &groups_of(user)))
 }
 
 /// A process of that user may search the directory.

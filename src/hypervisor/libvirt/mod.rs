@@ -2,10 +2,11 @@
 //!
 //! [`open`] is the door. [`target`] reads `--connect`; [`embed`] prepares libvirt's QEMU driver inside our own process;
 //! [`connection`] keeps the connection up; [`backend`] is the [`Hypervisor`] on top of it; [`accelerator`] finds out
-//! whether KVM really works; `sys` is the only place with unsafe calls.
+//! whether KVM really works; [`capabilities`] spares libvirt endless probes where guests may not have it; `sys` is the only place with unsafe calls.
 
 pub mod accelerator;
 pub mod backend;
+pub mod capabilities;
 pub mod connection;
 pub mod embed;
 mod error;

@@ -98,7 +98,7 @@ impl Target {
         Target { uri: uri.to_owned(), embed_root: None }
     }
 
-    fn embedded(root: &Path) -> Result<Target, String> {
+    pub(super) fn embedded(root: &Path) -> Result<Target, String> {
         let root = checked_root(root)?;
         let text = root.to_str().ok_or_else(|| format!("{} is not UTF-8, which libvirt needs", root.display()))?;
         Ok(Target { uri: format!("{EMBED_URI}?root={}", percent_encode(text)), embed_root: Some(root) })
