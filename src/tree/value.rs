@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(number("512M", 1, u64::MAX, "bytes").expect("valid"), 512 << 20);
         assert_eq!(errno(number("512M", 1, 1 << 40, "seconds")), libc::EINVAL);
         assert_eq!(errno(number("99999999999999999999", 1, 9, "")), libc::ERANGE);
-        assert_eq!(errno(number("17000000000G", 1, u64::MAX, "bytes")), libc::ERANGE);
+        assert_eq!(errno(number("18000000000G", 1, u64::MAX, "bytes")), libc::ERANGE);
         assert_eq!(errno(number("0", 1, 9, "")), libc::ERANGE);
         for bad in ["", "-1", "+1", "1.5", "0x10", "M", "1MB", "1é"] {
             assert_eq!(errno(number(bad, 0, 9, "bytes")), libc::EINVAL, "{bad:?}");
