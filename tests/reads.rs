@@ -48,7 +48,7 @@ fn no_read_of_a_changing_file_is_torn_empty_or_older_than_one_before() {
             let mut number = 0_u64;
             while !done.load(Ordering::Relaxed) {
                 number += 1;
-                let value = format!("{number} {}", "x".repeat((number % 40) as usize));
+                let value = format!("{number} {}", "x".repeat((number % 40 + 1) as usize));
                 support::write(&description, value.as_bytes()).expect("a description is taken");
                 written.store(number, Ordering::SeqCst);
             }
@@ -81,7 +81,7 @@ fn no_read_of_a_changing_file_is_torn_empty_or_older_than_one_before() {
                         let (number, rest) =
                             text.strip_suffix('\n').and_then(|text| text.split_once(' ')).expect("whole");
                         let number: u64 = number.parse().expect("a number");
-                        assert_eq!(rest.len() as u64, number % 40, "torn: {text:?}");
+                        assert_eq!(rest.len() as u64, number % 40 + 1, "torn: {text:?}");
                         assert!(number >= newest.max(acknowledged), "{number} after {newest} and {acknowledged}");
                         newest = number;
                     }
