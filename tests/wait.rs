@@ -73,8 +73,9 @@ struct Waiter(Child);
 
 impl Waiter {
     fn start<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Waiter {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_instancefs"));
-        command.arg("wait").args(arguments);
+        // A shell's background job ignores interrupts, and so do the tests that it runs, and their children.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_instancefs"), "wait"]).args(arguments);
         Waiter(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
