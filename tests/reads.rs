@@ -2,26 +2,69 @@
 
 mod support;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::json;
 use support::Daemon;
 
-/// How many reads in all; a million in the long run.
+/// Who reads at the same time.
+const READERS: u64 = 4;
+/// What is known of `state` while a change is under way: nothing.
+const CHANGING: u64 = 0;
+
+/// How many reads of `state` in all.
 fn reads() -> u64 {
-    if std::env::var_os("INSTANCEFS_LONG").is_some() { 1_000_000 } else { 100_000 }
+    if std::env::var_os("INSTANCEFS_LONG").is_some() { 1_000_000 } else { 60_000 }
 }
 
-/// Ends the writers also when a reader panicked.
+/// Ends the other threads, also when this one panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// What a reader may rely on: a number that grows with each phase, odd ones `active`, even ones `paused`.
+struct Phase<'a> {
+    known: &'a AtomicU64,
+    last: u64,
+}
+
+impl Phase<'_> {
+    fn changing(&self) {
+        self.known.store(CHANGING, Ordering::SeqCst);
+    }
+
+    fn reached(&mut self, state: &Path) {
+        self.last += 1;
+        self.known.store(self.last, Ordering::SeqCst);
+        assert_eq!(fs::read_to_string(state).expect("readable"), word(self.last), "what was acknowledged");
+    }
+}
+
+fn word(phase: u64) -> &'static str {
+    if phase % 2 == 1 { "active\n" } else { "paused\n" }
+}
+
+/// The value of a description that is written as number `number`: of many lengths, and telling its own.
+fn numbered(number: u64) -> String {
+    format!("{number}:{}.", "x".repeat((number % 40) as usize))
+}
+
+/// What a reader has seen.
+#[derive(Default)]
+struct Seen {
+    active: u64,
+    paused: u64,
+    /// Reads that fell into a phase in which only one answer was right.
+    certain: u64,
 }
 
 #[test]
@@ -31,69 +74,104 @@ fn no_read_of_a_changing_file_is_torn_empty_or_older_than_one_before() {
     daemon.domain_does(id, "start", "active");
     let state = daemon.path(format!("instances/{id}/state"));
     let description = daemon.path(format!("instances/{id}/description"));
-    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
-    let ends = Ends(&done);
-    thread::scope(|scope| {
-        let ends = ends;
-        scope.spawn(|| {
+    let one = {
+        let rounds = 2000;
+        let begun = Instant::now();
+        for _ in 0..rounds {
+            assert_eq!(fs::read_to_string(&state).expect("readable"), word(1));
+        }
+        begun.elapsed() / rounds
+    };
+    println!("open, read to the end and close of a state at rest: {one:?}");
+    let (done, written, known) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(CHANGING));
+    let begun = Instant::now();
+    let (changes, seen) = thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let _ends = Ends(&done);
+            let mut phase = Phase { known: &known, last: 1 };
             while !done.load(Ordering::Relaxed) {
-                for (word, host) in [("paused", "unpause"), ("paused", "unpause")] {
-                    support::write(&state, word.as_bytes()).expect("pausing is taken");
-                    daemon.host_does(json!({"do": host, "uuid": id.to_string()}));
-                    daemon.wait_state(id, "active");
-                }
+                phase.changing();
+                support::write(&state, b"paused").expect("pausing is taken");
+                phase.reached(&state);
+                phase.changing();
+                daemon.host_does(json!({"do": "unpause", "uuid": id.to_string()}));
+                daemon.wait_state(id, "active");
+                phase.reached(&state);
             }
+            phase.last
         });
-        scope.spawn(|| {
+        let writer = scope.spawn(|| {
+            let _ends = Ends(&done);
             let mut number = 0_u64;
             while !done.load(Ordering::Relaxed) {
                 number += 1;
-                let value = format!("{number} {}", "x".repeat((number % 40 + 1) as usize));
-                support::write(&description, value.as_bytes()).expect("a description is taken");
+                support::write(&description, numbered(number).as_bytes()).expect("a description is taken");
                 written.store(number, Ordering::SeqCst);
             }
+            number
         });
-        let readers: Vec<_> = (0..4)
+        let readers: Vec<_> = (0..READERS)
             .map(|reader| {
-                let (state, description, written) = (&state, &description, &written);
+                let (state, description, written, known, done) = (&state, &description, &written, &known, &done);
                 scope.spawn(move || {
-                    let (mut newest, mut states) = (0, [0_u64; 2]);
+                    let _ends = Ends(done);
+                    let mut seen = Seen::default();
+                    let mut newest = 0;
                     let kept = File::open(state).expect("opens");
-                    for round in 0..reads() / 8 {
-                        let text = if (round + reader) % 2 == 0 {
-                            std::fs::read_to_string(state).expect("readable")
+                    for round in 0..reads() / READERS {
+                        let before = known.load(Ordering::SeqCst);
+                        let text = if (round + reader).is_multiple_of(2) {
+                            fs::read_to_string(state).expect("readable")
                         } else {
                             let mut bytes = [0; 64];
                             let length = kept.read_at(&mut bytes, 0).expect("readable");
                             String::from_utf8(bytes[..length].to_vec()).expect("UTF-8")
                         };
                         match text.as_str() {
-                            "active\n" => states[0] += 1,
-                            "paused\n" => states[1] += 1,
+                            "active\n" => seen.active += 1,
+                            "paused\n" => seen.paused += 1,
                             torn => panic!("torn: {torn:?}"),
                         }
-                        let acknowledged = written.load(Ordering::SeqCst);
-                        let text = std::fs::read_to_string(description).expect("readable");
-                        if text == "\n" {
-                            assert_eq!((newest, acknowledged), (0, 0), "empty after a value was there");
-                            continue;
+                        if before != CHANGING && known.load(Ordering::SeqCst) == before {
+                            assert_eq!(text, word(before), "stale in phase {before}");
+                            seen.certain += 1;
                         }
-                        let (number, rest) =
-                            text.strip_suffix('\n').and_then(|text| text.split_once(' ')).expect("whole");
-                        let number: u64 = number.parse().expect("a number");
-                        assert_eq!(rest.len() as u64, number % 40 + 1, "torn: {text:?}");
-                        assert!(number >= newest.max(acknowledged), "{number} after {newest} and {acknowledged}");
-                        newest = number;
+                        if round.is_multiple_of(4) {
+                            newest = read_numbered(description, newest, written.load(Ordering::SeqCst));
+                        }
                     }
-                    states
+                    seen
                 })
             })
             .collect();
-        let seen = readers
-            .into_iter()
-            .map(|reader| reader.join().expect("a reader"))
-            .fold([0, 0], |sum, states| [sum[0] + states[0], sum[1] + states[1]]);
-        drop(ends);
-        assert!(seen[0] > 0 && seen[1] > 0, "both states were seen: {seen:?}");
+        let seen = readers.into_iter().map(|reader| reader.join()).collect::<Vec<_>>();
+        done.store(true, Ordering::Relaxed);
+        let seen: Vec<Seen> = seen.into_iter().map(|seen| seen.expect("a reader saw what is right")).collect();
+        let changes = [changer, writer].map(|thread| thread.join().expect("a writer was served"));
+        (changes, seen)
     });
+    let sum = |count: fn(&Seen) -> u64| seen.iter().map(count).sum::<u64>();
+    let (active, paused, certain) = (sum(|seen| seen.active), sum(|seen| seen.paused), sum(|seen| seen.certain));
+    println!(
+        "{} reads of state in {:?} by {READERS} readers: {active} active, {paused} paused, {certain} with one right \
+         answer; {} changes of state and {} of description meanwhile",
+        active + paused,
+        begun.elapsed(),
+        changes[0],
+        changes[1]
+    );
+    assert!(active > 0 && paused > 0 && certain > 0, "both states were seen");
+}
+
+/// Reads a description: whole, and at least as new as what this reader saw and what was acknowledged.
+fn read_numbered(description: &Path, newest: u64, acknowledged: u64) -> u64 {
+    let text = fs::read_to_string(description).expect("readable");
+    if text == "\n" {
+        assert_eq!((newest, acknowledged), (0, 0), "empty after a value was there");
+        return 0;
+    }
+    let number = text.split_once(':').and_then(|(number, _)| number.parse().ok()).expect("a number");
+    assert_eq!(text, format!("{}\n", numbered(number)), "torn");
+    assert!(number >= newest.max(acknowledged), "{number} after {newest} and {acknowledged}");
+    number
 }
