@@ -5,14 +5,16 @@ mod support;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags as FanotifyInit, MarkFlags, MaskFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
-use support::{DEADLINE, Daemon, wait_until};
+use support::{DEADLINE, Daemon, User, errno, gid, wait_until};
 use uuid::Uuid;
 
 struct Watch {
@@ -248,4 +250,38 @@ fn nothing_is_announced_where_nothing_changed() {
     daemon.set(format!("instances/{other}/locked"), "1");
     marker.expect("the last change", &changed(&["locked"]));
     assert_eq!(watch.drain(), 0, "events without a change");
+}
+
+#[test]
+fn a_new_owner_is_seen_by_stat_and_has_the_rights_and_the_old_one_has_not() {
+    let daemon = Daemon::start(&[]);
+    let id = daemon.domain("given-away");
+    let path = |name: &str| daemon.path(format!("instances/{id}/{name}"));
+    let names = ["", "state", "locked", "description"];
+    let owners = || names.map(|name| fs::metadata(path(name)).expect("stat").uid());
+    for uid in [2001, 2002] {
+        daemon.set(format!("instances/{id}/owner"), &uid.to_string());
+        wait_until("stat shows the owner everywhere", || owners() == [uid; 4]);
+    }
+    let user = |uid| User { uid, gid: gid("libvirt"), groups: Vec::new() };
+    let reads = |uid| user(uid).act(|| fs::read(path("state")));
+    assert!(reads(2002).is_ok(), "the owner reads");
+    assert_eq!(errno(reads(2001)), libc::EACCES, "the one before does not");
+}
+
+#[test]
+fn the_data_of_an_active_image_is_read_only_for_stat_too() {
+    let daemon = Daemon::start(&[]);
+    let id = Uuid::new_v4();
+    let file = daemon.scratch().join("disk.qcow2");
+    let status = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&file).arg("8M").status();
+    assert!(status.expect("qemu-img runs").success());
+    let (home, bytes) = (daemon.path(format!("images/{id}")), fs::read(&file).expect("an image"));
+    fs::create_dir(&home).expect("a draft");
+    fs::write(home.join("data"), &bytes).expect("data is taken");
+    let data = || fs::metadata(home.join("data")).expect("stat");
+    assert_eq!((data().mode() & 0o777, data().len()), (0o660, bytes.len() as u64));
+    daemon.set(format!("images/{id}/state"), "active");
+    wait_until("the image is active", || daemon.read(format!("images/{id}/state")) == "active");
+    wait_until("stat shows it", || (data().mode() & 0o777, data().len()) == (0o440, bytes.len() as u64));
 }

@@ -12,10 +12,12 @@ use fuser::{INodeNo, Notifier};
 
 use super::child::Announcer;
 use super::edge::Edge;
+use super::inode::object_inodes;
 use super::job::{Action, Job};
 use super::queue::{Move, Pending, Step};
-use crate::inventory::Change;
+use crate::inventory::{Change, Object};
 use crate::model::Class;
+use crate::model::caller::Ownership;
 use crate::tree::{Directory, Node, Place, Position};
 
 /// A batch with more moves than this is published at once, without events.
@@ -45,6 +47,16 @@ pub fn invalidate(stale: impl IntoIterator<Item = Stale>, notifier: &Notifier) {
             log::debug!("invalidation of {stale:?}: {error}");
         }
     }
+}
+
+/// What the kernel decides access to the files of an object by, and believes for long.
+fn rights(object: &Object) -> (Ownership, bool) {
+    let is_draft = match object {
+        Object::Instance(instance) => instance.record.draft.is_some(),
+        Object::Image(image) => image.record.draft.is_some(),
+        Object::Task(_) => false,
+    };
+    (object.ownership(), is_draft)
 }
 
 /// Publishes changes: the thread between inventory and kernel.
@@ -110,9 +122,18 @@ impl Publisher {
             edge.pollers.wake(inode);
         }
         for change in batch {
-            if let Change::Object { old: Some(old), new: None } = change {
-                edge.versions.forget_object(old.number());
-                edge.pollers.wake_object(old.number());
+            match change {
+                Change::Object { old: Some(old), new: None } => {
+                    edge.versions.forget_object(old.number());
+                    edge.pollers.wake_object(old.number());
+                }
+                Change::Object { old: Some(old), new: Some(new) } if rights(old) != rights(new) => {
+                    for inode in object_inodes(new.number()) {
+                        // Most of these are not known to the kernel, which says so.
+                        let _unknown = notifier.inval_inode(INodeNo(inode), -1, 0);
+                    }
+                }
+                Change::Object { .. } | Change::Health | Change::Events | Change::Console(_) | Change::Moved(..) => {}
             }
         }
     }
