@@ -141,13 +141,18 @@ impl Daemon {
 
     /// Sends a command to the simulated host, as virsh would act from elsewhere.
     pub fn host_does(&self, command: Value) -> Value {
-        let mut socket = UnixStream::connect(self.host().join("control")).expect("the control socket");
-        writeln!(socket, "{command}").expect("sent");
-        let mut answer = String::new();
-        BufReader::new(socket).read_line(&mut answer).expect("answered");
-        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        let answer = self.host_may_do(&command).expect("the control socket answers");
         assert_eq!(answer["ok"], json!(true), "{command}: {answer}");
         answer
+    }
+
+    /// The same while the daemon, and its host with it, may die at any time.
+    pub fn host_may_do(&self, command: &Value) -> io::Result<Value> {
+        let mut socket = UnixStream::connect(self.host().join("control"))?;
+        writeln!(socket, "{command}")?;
+        let mut answer = String::new();
+        BufReader::new(socket).read_line(&mut answer)?;
+        serde_json::from_str(&answer).map_err(io::Error::from)
     }
 
     /// Defines a domain behind the daemon's back and waits until it is an instance.
