@@ -31,6 +31,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Daemon {
     directory: TempDir,
     connection: String,
+    state: PathBuf,
     options: Vec<String>,
     child: Option<Child>,
 }
@@ -43,6 +44,15 @@ impl Daemon {
 
     /// Starts one on another connection.
     pub fn start_with(connection: &str, options: &[&str]) -> Daemon {
+        Daemon::start_on(connection, None, options)
+    }
+
+    /// Starts one on a new simulated host, with its state elsewhere than in its own directory.
+    pub fn start_in(state: &str, options: &[&str]) -> Daemon {
+        Daemon::start_on("simulated", Some(state), options)
+    }
+
+    fn start_on(connection: &str, state: Option<&str>, options: &[&str]) -> Daemon {
         let directory = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).expect("permissions");
         for name in ["mnt", "host"] {
@@ -53,7 +63,8 @@ impl Daemon {
             "simulated" => format!("simulated:{}", directory.path().join("host").display()),
             other => other.to_owned(),
         };
-        let mut daemon = Daemon { directory, connection, options, child: None };
+        let state = state.map_or_else(|| directory.path().join("state"), PathBuf::from);
+        let mut daemon = Daemon { directory, connection, state, options, child: None };
         daemon.spawn();
         daemon
     }
@@ -90,7 +101,7 @@ impl Daemon {
 
     /// The daemon's own files.
     pub fn state_directory(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.state.clone()
     }
 
     /// The simulated host.
