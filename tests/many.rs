@@ -43,7 +43,9 @@ fn report(daemon: &Daemon, what: &str, begun: Instant) {
 
 fn all_are_there(daemon: &Daemon) {
     let lines = || fs::read_to_string(daemon.path("summary/instances")).expect("readable").lines().count();
+    let begun = Instant::now();
     wait_until("all are in the summary", || lines() == MANY + 1);
+    println!("all in the summary after another {:?}", begun.elapsed());
     for directory in ["instances", "by-name/instances", "by-state/instances/stopped"] {
         wait_until(directory, || listed(daemon, directory) == MANY);
     }
@@ -54,9 +56,16 @@ fn ten_thousand_domains_appear_at_start_and_at_run_time_and_can_be_used() {
     let mut daemon = Daemon::start(&[]);
     report(&daemon, "empty", Instant::now());
     let begun = Instant::now();
+    daemon.host_does(json!({"do": "calls", "reset": true}));
     daemon.host_does(json!({"do": "bulk", "count": MANY, "prefix": "vm"}));
+    println!("defined: {:?}", begun.elapsed());
     all_are_there(&daemon);
     report(&daemon, "all appeared at run time", begun);
+    let calls = daemon.host_does(json!({"do": "calls"}))["calls"].clone();
+    println!("calls: {calls}");
+    let count = |call: &str| calls[call].as_u64().unwrap_or(0);
+    assert!((1..10).contains(&count("domains")), "passes over all: {}", count("domains"));
+    assert!(count("domain") < 100, "questions about one: {}", count("domain"));
     assert_eq!(daemon.read("by-name/instances/vm-7777/state"), "stopped");
 
     let begun = Instant::now();

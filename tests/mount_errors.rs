@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -279,17 +279,22 @@ fn a_signal_unmounts_also_while_something_is_open() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let place = Place::new();
         let daemon = place.foreground();
-        let open = nix::fcntl::open(
+        let directory = nix::fcntl::open(
             &place.mountpoint(),
             nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
             nix::sys::stat::Mode::empty(),
         )
         .unwrap();
+        let mut file = File::open(place.mountpoint().join("health")).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("hypervisor ok"), "{text}");
         daemon.signal(signal);
         let (code, messages) = daemon.end();
         assert_eq!(code, Some(0), "{messages}");
         assert!(!place.is_mounted());
-        drop(open);
+        assert!(file.read_at(&mut [0; 8], 0).is_err(), "the file is of a mount that is gone");
+        drop(directory);
     }
 }
 
