@@ -384,7 +384,8 @@ impl Interface for Tree {
             Node::Scratch(serial) => {
                 let (uid, parent, size) = self.scratch.stat(serial)?;
                 let gid = self.object(parent)?.ownership().project;
-                Some(Attributes { kind: Kind::File, mode: 0o660, uid, gid, size, caching: Caching::Nothing, time })
+                // Nobody else writes into what its creator is about to rename over an attribute with his rights.
+                Some(Attributes { kind: Kind::File, mode: 0o600, uid, gid, size, caching: Caching::Nothing, time })
             }
             Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) => {
                 match self.inventory.by_number(number) {
@@ -565,10 +566,7 @@ impl Interface for Tree {
         match node {
             None => Err(Reason::NotFound(format!("{name:?} in this directory"))),
             Some(Node::Scratch(serial)) => {
-                let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);
-                if !is_his {
-                    return Err(Reason::Policy("this temporary file belongs to somebody else".into()));
-                }
+                self.own_scratch(serial, &caller)?;
                 self.scratch.remove(serial);
                 Ok(())
             }
@@ -591,7 +589,16 @@ impl Interface for Tree {
         let to = End { directory: to.0, name: to.1, node: self.entry(to.0, to.1) };
         let object = from.node.and_then(|node| self.object(node));
         let identity = object.as_ref().map(|object| (object.class(), object.id()));
-        match rename::meaning(from, to, object.as_ref()) {
+        let meaning = rename::meaning(from, to, object.as_ref()).and_then(|meaning| {
+            if let Move::Scratch(serial) | Move::Replace(serial, _) = meaning {
+                self.own_scratch(serial, &caller)?;
+            }
+            if let Some(Node::Scratch(replaced)) = to.node {
+                self.own_scratch(replaced, &caller)?;
+            }
+            Ok(meaning)
+        });
+        match meaning {
             Err(reason) => self.engine.refuse(&caller, identity, "mv", &reason, done),
             Ok(Move::Scratch(serial)) => {
                 let is_temporary = match from.directory {
@@ -699,6 +706,12 @@ impl Interface for Tree {
 }
 
 impl Tree {
+    /// Whether a temporary file is the caller's, or he is root.
+    fn own_scratch(&self, serial: u64, caller: &Caller) -> Result<(), Reason> {
+        let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);
+        if is_his { Ok(()) } else { Err(Reason::Policy("this temporary file belongs to somebody else".into())) }
+    }
+
     /// Like [`Interface::write`], for a rename: the kernel holds locks meanwhile, so it does not wait for the work.
     fn write_accepted(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
         let Some(object) = self.object(file.node) else {

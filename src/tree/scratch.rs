@@ -48,8 +48,11 @@ pub fn is_temporary<'a>(name: &str, mut attributes: impl Iterator<Item = &'a str
             rest.len() == length && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         })
     };
+    // No attribute has a capital or a digit, so that a misspelt one is none of these.
+    let perl = tool("", 8) && name.bytes().any(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     (name.starts_with('.') && name.len() > 1)
         || name == "4913"
+        || perl
         || tool("sed", 6)
         || tool("tmp", 8)
         || name.starts_with("__salt.tmp.")
@@ -205,12 +208,21 @@ mod tests {
     #[test]
     fn only_the_names_of_replacing_tools_are_temporary() {
         let temporary = |name| is_temporary(name, ["state", "name"].into_iter());
-        for name in
-            [".state.swp", ".x", "sedA1b2C3", "4913", "state~", "state.Xy12", "state1", "tmpabcd_123", "__salt.tmp.x"]
-        {
+        for name in [
+            ".state.swp",
+            ".x",
+            "sedA1b2C3",
+            "4913",
+            "state~",
+            "state.Xy12",
+            "state1",
+            "tmpabcd_123",
+            "__salt.tmp.x",
+            "kJx9qmQa",
+        ] {
             assert!(temporary(name), "{name}");
         }
-        for name in ["stat", "stated", "statex", ".", "sed12345", "tmp", "lockd", "~"] {
+        for name in ["stat", "stated", "statex", ".", "sed12", "tmp", "lockd", "~", "metadata", "mEtadat"] {
             assert!(!temporary(name), "{name}");
         }
     }
@@ -228,5 +240,25 @@ mod tests {
         handle.write_at(LARGEST as u64, vec![1], Box::new(move |result| sender.send(result).expect("received")));
         assert_eq!(outcome.recv().expect("answered").expect_err("too large").errno(), libc::EFBIG);
         assert_eq!(scratch.content(serial), Some(Vec::new()));
+    }
+    #[test]
+    fn a_file_is_gone_a_minute_after_its_last_close_and_stays_while_it_is_open() {
+        let scratch = Scratch::default();
+        let serial = scratch.create(PARENT, ".x", 7).expect("made");
+        let (first, second) = (scratch.open(serial), scratch.open(serial));
+        let age = |seconds| {
+            let long_ago = Instant::now().checked_sub(KEPT + Duration::from_secs(seconds)).expect("a time");
+            scratch.files.lock().files.get_mut(&serial).expect("exists").closed_at = long_ago;
+        };
+        drop(first);
+        age(1);
+        assert_eq!(scratch.lookup(PARENT, ".x"), Some(serial), "it is still open");
+        drop(second);
+        assert_eq!(scratch.lookup(PARENT, ".x"), Some(serial), "its minute begins with the last close");
+        age(1);
+        assert_eq!(scratch.lookup(PARENT, ".x"), None);
+        assert!(scratch.list(PARENT).is_empty());
+        scratch.create(PARENT, ".x", 7).expect("the name is free");
+        assert_eq!(scratch.content(serial), None, "its memory is given back");
     }
 }
