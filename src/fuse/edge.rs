@@ -200,6 +200,10 @@ impl Edge {
         size: u64,
         reply: ReplyAttr,
     ) {
+        // truncate(2), which opens nothing that could be refused.
+        if handle.is_none() && self.interface.is_read_only(node) {
+            return reply.error(Errno::EACCES);
+        }
         if !may_have_data(node) {
             return self.reply_attributes(node, reply);
         }
