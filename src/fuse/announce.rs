@@ -12,7 +12,6 @@ use fuser::{INodeNo, Notifier};
 
 use super::child::Announcer;
 use super::edge::Edge;
-use super::inode::object_inodes;
 use super::job::{Action, Job};
 use super::queue::{Move, Pending, Step};
 use crate::inventory::{Change, Object};
@@ -128,10 +127,7 @@ impl Publisher {
                     edge.pollers.wake_object(old.number());
                 }
                 Change::Object { old: Some(old), new: Some(new) } if rights(old) != rights(new) => {
-                    for inode in object_inodes(new.number()) {
-                        // Most of these are not known to the kernel, which says so.
-                        let _unknown = notifier.inval_inode(INodeNo(inode), -1, 0);
-                    }
+                    edge.rights_changed(new.number());
                 }
                 Change::Object { .. } | Change::Health | Change::Events | Change::Console(_) | Change::Moved(..) => {}
             }

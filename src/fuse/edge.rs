@@ -1,11 +1,12 @@
 //! What requests and announcements share, and how it answers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, Request,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite,
+    Request,
 };
 
 use super::caller::Callers;
@@ -48,6 +49,8 @@ pub struct Edge {
     pub callers: Callers,
     /// Disk reads.
     pub pool: Pool,
+    /// The way to the kernel, once there is a mount.
+    pub kernel: OnceLock<Notifier>,
     /// The end.
     pub stopping: AtomicBool,
 }
@@ -97,6 +100,16 @@ impl Edge {
     /// An entry of this directory came or went.
     pub fn directory_changed(&self, directory: Node) {
         self.versions.bump(directory.inode());
+    }
+
+    /// All files of an object have another owner, group or mode. The kernel checks those, and believes what it was told
+    /// until it is told otherwise. Only attributes are invalidated, for which it waits for nobody.
+    pub fn rights_changed(&self, number: u64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        for inode in inode::object_inodes(number) {
+            // Most are none that the kernel knows, which it says.
+            let _ = kernel.inval_inode(INodeNo(inode), -1, 0);
+        }
     }
 
     /// The handle of a number, made if another process gave it out.
@@ -229,15 +242,22 @@ impl Edge {
     }
 
     /// One write of a value.
-    pub fn write_value(&self, request: &Request, handle: Arc<Handle>, data: &[u8], reply: ReplyWrite) {
+    pub fn write_value(self: &Arc<Edge>, request: &Request, handle: Arc<Handle>, data: &[u8], reply: ReplyWrite) {
         if data.len() > LONGEST_VALUE && !matches!(handle.node, Node::Scratch(_)) {
             return reply.error(Errno::EINVAL);
         }
         let Ok(count) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let writer = handle.clone();
+        let edge = self.clone();
         let done = Box::new(move |result: Result<(), Reason>| match result {
             Ok(()) => {
                 writer.wrote();
+                // Whoever gives an object away may rely on it at once.
+                if edge.interface.generation(writer.node) != writer.open_file().generation
+                    && let Some(number) = inode::object_number(writer.node.inode())
+                {
+                    edge.rights_changed(number);
+                }
                 reply.written(count);
             }
             Err(reason) => reply.error(errno(&reason)),

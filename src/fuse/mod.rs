@@ -25,9 +25,9 @@ mod watch;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::unbounded;
@@ -102,6 +102,7 @@ impl Mount {
             queue: queue.clone(),
             callers: Callers::default(),
             pool: Pool::start()?,
+            kernel: OnceLock::new(),
             stopping: AtomicBool::new(false),
         });
         let (stale, stale_names) = unbounded();
@@ -147,6 +148,7 @@ impl Mount {
         let spawn =
             |name: &str, body: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(body);
         let notifier = session.notifier();
+        let _ = self.edge.kernel.set(notifier.clone());
         let end = self.end.clone();
         let serve = move || {
             let result = session.run().map_err(|error| error.to_string());
