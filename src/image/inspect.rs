@@ -86,6 +86,9 @@ pub enum Refusal {
     /// The L1 table is not where and how large it must be.
     #[error("the image's L1 table {0}; copy it again, or repair it with qemu-img check")]
     L1Table(&'static str),
+    /// A table leads behind the end of the file.
+    #[error("parts of the image lie past the end of the file: it was cut short; copy it again")]
+    MissingClusters,
     /// The refcount table is not where and how large it must be.
     #[error("the image's refcount table {0}; copy it again, or repair it with qemu-img check")]
     RefcountTable(&'static str),

@@ -1,7 +1,8 @@
 //! qcow2, versions 2 and 3, by QEMU's `docs/interop/qcow2.txt`: header, extensions, and the place of the tables.
 //!
-//! Numbers are big-endian. The clusters behind the tables are not judged: an offset there can only lead elsewhere in
-//! the same file, and a read past its end fails.
+//! Numbers are big-endian. What clusters hold is not judged: an offset there can only lead elsewhere in the same file.
+//! That every cluster is there is: QEMU reads what is missing at the end of a file as zeros, so that an upload cut short
+//! would boot, and its guest find its files gone.
 
 use std::ops::Range;
 
@@ -21,6 +22,10 @@ const EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const TABLE_ENTRY_BYTES: u64 = 8;
+
+/// The offset in an entry of a table.
+const ENTRY_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const ENTRY_COMPRESSED: u64 = 1 << 62;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -111,6 +116,7 @@ pub(super) fn examine(source: &impl Source, length: u64) -> Result<Examined, Ref
     .map_err(Refusal::RefcountTable)?;
 
     walk_extensions(source, features.header_length, cluster_bytes)?;
+    walk_tables(source, &l1, cluster_bits, l2_entry_bytes as usize, length)?;
 
     Ok(Examined {
         inspected: Inspected { format: Format::Qcow2, virtual_size_bytes },
@@ -220,6 +226,43 @@ fn walk_extensions(source: &impl Source, header_length: u64, cluster_bytes: u64)
         }
         let step = 8 + u64::from(bytes).next_multiple_of(8);
         rest = rest.get(step as usize..).ok_or(Refusal::HeaderExtensions)?;
+    }
+    Ok(())
+}
+
+/// Follows the tables to every cluster, and refuses one that begins behind the end of the file. The last one may be cut
+/// short: QEMU itself writes no more of it than it has to.
+fn walk_tables(
+    source: &impl Source,
+    l1: &Range<u64>,
+    cluster_bits: u32,
+    l2_entry_bytes: usize,
+    length: u64,
+) -> Result<(), Refusal> {
+    let mut entries = vec![0u8; (l1.end - l1.start) as usize];
+    source.read_upto(&mut entries, l1.start)?;
+    let mut tables: Vec<u64> =
+        entries.as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry) & ENTRY_OFFSET).collect();
+    // Each once, so that a hostile table makes us read no more than there is.
+    tables.sort_unstable();
+    tables.dedup();
+    let mut table = vec![0u8; 1 << cluster_bits];
+    for offset in tables.into_iter().filter(|offset| *offset != 0) {
+        let read = if offset < length { source.read_upto(&mut table, offset)? } else { 0 };
+        if read < table.len() {
+            return Err(Refusal::MissingClusters);
+        }
+        for entry in table.chunks_exact(l2_entry_bytes) {
+            let entry = u64_at(entry, 0)?;
+            let offset = if entry & ENTRY_COMPRESSED == 0 {
+                entry & ENTRY_OFFSET
+            } else {
+                entry & ((1 << (62 - (cluster_bits - 8))) - 1)
+            };
+            if offset >= length && offset != 0 {
+                return Err(Refusal::MissingClusters);
+            }
+        }
     }
     Ok(())
 }
