@@ -5,6 +5,7 @@ use super::node::{Directory, Node, words};
 use super::value::{LONGEST_NAME, escape};
 use crate::inventory::{Instance, Object};
 use crate::model::Class;
+use crate::model::task::Operation;
 
 /// Where an object should be published at a position; `None` if nowhere.
 pub fn wanted(object: &Object, position: Position, names: &Names) -> Option<Place> {
@@ -36,9 +37,13 @@ fn by_name(object: &Object, names: &Names) -> Option<Place> {
     Some(Place { directory, name: if is_second || is_held { second } else { name } })
 }
 
-/// A foreign name that is no name of ours appears as the uuid.
+/// A foreign name that is no name of ours appears as the uuid. During a change of name the link bears the new one
+/// already: a moved link stays where it was put, unless the change fails.
 fn link_name(instance: &Instance) -> String {
-    let name = instance.name();
+    let name = match instance.task.as_ref().map(|task| &task.operation) {
+        Some(Operation::Rename { to, .. }) => to,
+        Some(_) | None => instance.name(),
+    };
     let escaped = escape(name);
     let is_ours = !name.is_empty()
         && escaped.len() <= LONGEST_NAME
