@@ -30,9 +30,9 @@ impl Progress {
         let mut shown = bars.shown.borrow_mut();
         let bar = shown.entry(path.to_owned()).or_insert_with(|| {
             let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = bars.all.add(ProgressBar::new(100).with_style(style.progress_chars("=> ")));
-            bar.set_prefix(path.display().to_string());
-            bar
+            let bar = ProgressBar::new(100).with_style(style.progress_chars("=> "));
+            // All at once: what is set after adding is drawn one by one.
+            bars.all.add(bar.with_prefix(path.display().to_string()).with_message(task.to_owned()))
         });
         bar.set_message(task.to_owned());
         bar.set_position(percent.unwrap_or(0).min(100));
