@@ -1,0 +1,407 @@
+//! Images and what is built from them, as people make them: with cp, dd, rsync and qemu-img.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{Daemon, User, errno, gid, wait_until, write};
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// A qcow2 file with a mebibyte of data in 8 MiB.
+fn qcow2(daemon: &Daemon) -> PathBuf {
+    let path = daemon.scratch().join("source.qcow2");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", text(&path), "8M"]);
+    run("qemu-io", &["-c", "write -P 5 0 1M", text(&path)]);
+    path
+}
+
+fn draft(daemon: &Daemon) -> Uuid {
+    let id = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("images/{id}"))).expect("a draft");
+    id
+}
+
+fn commit(daemon: &Daemon, id: Uuid) -> i32 {
+    errno(daemon.write(format!("images/{id}/state"), "active"))
+}
+
+#[test]
+fn every_copying_tool_fills_a_draft_and_the_active_image_is_the_same_bytes_for_ever() {
+    let daemon = Daemon::start(&[]);
+    let source = qcow2(&daemon);
+    let bytes = fs::read(&source).expect("a file");
+    let sum = run("sha512sum", &[text(&source)]);
+    let tools: [&dyn Fn(&str); 5] = [
+        &|data| drop(run("cp", &["--sparse=always", text(&source), data])),
+        &|data| drop(run("cp", &["--sparse=never", text(&source), data])),
+        &|data| drop(run("rsync", &["--inplace", text(&source), data])),
+        &|data| {
+            let (from, to) = (format!("if={}", text(&source)), format!("of={data}"));
+            drop(run("dd", &[&from, &to, "bs=64k", "conv=notrunc,fsync", "status=none"]));
+        },
+        &|data| {
+            drop(run(
+                "bash",
+                &["-c", &format!("head -c 100000 {0} > {data}; tail -c +100001 {0} >> {data}", text(&source))],
+            ))
+        },
+    ];
+    for (index, tool) in tools.iter().enumerate() {
+        let id = draft(&daemon);
+        let data = daemon.path(format!("images/{id}/data"));
+        tool(text(&data));
+        assert!(fs::read(&data).expect("a draft is readable") == bytes, "tool {index}");
+        assert_eq!(commit(&daemon, id), 0, "tool {index}");
+        assert_eq!(daemon.read(format!("images/{id}/state")), "active");
+        assert_eq!(daemon.read(format!("images/{id}/disk_format")), "qcow2");
+        assert_eq!(daemon.read(format!("images/{id}/virtual_size_bytes")), (8 << 20).to_string());
+        assert_eq!(daemon.read(format!("images/{id}/size_bytes")), bytes.len().to_string());
+        assert!(sum.starts_with(&format!("{} ", daemon.read(format!("images/{id}/sha512")))), "tool {index}");
+        assert!(fs::read(&data).expect("readable") == bytes, "tool {index}");
+        wait_until("the kernel knows", || fs::metadata(&data).expect("attributes").mode() & 0o7777 == 0o440);
+        let metadata = fs::metadata(&data).expect("attributes");
+        assert_eq!((metadata.mode() & 0o7777, metadata.len()), (0o440, bytes.len() as u64));
+        assert_eq!(errno(OpenOptions::new().write(true).open(&data)), libc::EACCES);
+        assert_eq!(errno(OpenOptions::new().append(true).open(&data)), libc::EACCES);
+        assert_eq!(errno(nix_truncate(&data)), libc::EACCES);
+        assert_eq!(errno(fs::remove_file(&data)), libc::EPERM);
+        let writable = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+        assert_eq!(errno(fs::set_permissions(&data, writable)), libc::EPERM);
+        assert_eq!(errno(daemon.write(format!("images/{id}/disk_format"), "raw")), libc::EINVAL, "frozen");
+        assert_eq!(errno(daemon.write(format!("images/{id}/state"), "deleted")), libc::EPERM);
+        assert!(fs::read(&data).expect("readable") == bytes, "tool {index}");
+    }
+}
+
+fn nix_truncate(path: &Path) -> std::io::Result<()> {
+    nix::unistd::truncate(path, 0).map_err(std::io::Error::from)
+}
+
+#[test]
+fn qemu_img_writes_into_a_draft_as_into_any_file() {
+    let daemon = Daemon::start(&[]);
+    let source = qcow2(&daemon);
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    run("qemu-img", &["convert", "-O", "qcow2", text(&source), text(&data)]);
+    assert_eq!(commit(&daemon, id), 0);
+    run("qemu-img", &["compare", text(&source), text(&data)]);
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    run("truncate", &["-s", "8M", text(&data)]);
+    run("qemu-img", &["convert", "-n", "-O", "raw", text(&source), text(&data)]);
+    assert_eq!(commit(&daemon, id), 0);
+    assert_eq!(daemon.read(format!("images/{id}/disk_format")), "raw");
+    run("qemu-img", &["compare", "-F", "raw", text(&source), text(&data)]);
+}
+
+#[test]
+fn a_hostile_or_broken_draft_is_refused_with_a_reason_and_stays_a_draft() {
+    let daemon = Daemon::start(&[]);
+    let source = qcow2(&daemon);
+    let at = |name: &str| daemon.scratch().join(name);
+    let secret = at("secret");
+    fs::write(&secret, vec![b's'; 1 << 20]).expect("a secret");
+    let (backing, external, vmdk) = (at("backing.qcow2"), at("external.qcow2"), at("image.vmdk"));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", text(&secret), "-F", "raw", text(&backing)]);
+    let option = format!("data_file={},data_file_raw=on", text(&at("external.raw")));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &option, text(&external), "8M"]);
+    run("qemu-img", &["convert", "-O", "vmdk", text(&source), text(&vmdk)]);
+    let whole = fs::read(&source).expect("a file");
+    let plain = vec![7; 100_000];
+    let cases = [
+        (fs::read(&backing).expect("a file"), None, "backing file"),
+        (fs::read(&external).expect("a file"), None, "external file"),
+        (fs::read(&vmdk).expect("a file"), None, "VMDK"),
+        (fs::read(&backing).expect("a file"), Some("raw"), "qcow2 header"),
+        (plain, Some("qcow2"), "not qcow2"),
+        (whole.clone(), Some("raw"), "qcow2 header"),
+        (whole[..100_000].to_vec(), None, "past the end"),
+        (whole[..whole.len() / 2].to_vec(), None, "cut short"),
+        (whole[..100].to_vec(), None, ""),
+        (Vec::new(), None, "empty"),
+    ];
+    for (bytes, format, reason) in cases {
+        let id = draft(&daemon);
+        let data = daemon.path(format!("images/{id}/data"));
+        fs::write(&data, &bytes).expect("written");
+        if let Some(format) = format {
+            daemon.set(format!("images/{id}/disk_format"), format);
+        }
+        assert_eq!(commit(&daemon, id), libc::EINVAL, "{reason}");
+        let last = daemon.read(format!("images/{id}/last_error"));
+        assert!(last.contains(" state: EINVAL: ") && last.contains(reason), "{reason}: {last}");
+        assert_eq!(daemon.read(format!("images/{id}/state")), "draft", "{reason}");
+        assert!(fs::read(&data).expect("readable") == bytes, "{reason}: the data is kept");
+        fs::write(&data, &whole).expect("written again");
+        daemon.set(format!("images/{id}/disk_format"), "qcow2");
+        assert_eq!(commit(&daemon, id), 0, "{reason}: mended");
+        assert_eq!(daemon.read(format!("images/{id}/last_error")), "ok");
+    }
+}
+
+#[test]
+fn a_draft_that_somebody_still_writes_is_busy_and_can_be_committed_after_the_close() {
+    let daemon = Daemon::start(&[]);
+    let bytes = fs::read(qcow2(&daemon)).expect("a file");
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    let mut file = File::create(&data).expect("opened");
+    file.write_all(&bytes).expect("written");
+    assert_eq!(commit(&daemon, id), libc::EBUSY);
+    let last = daemon.read(format!("images/{id}/last_error"));
+    assert!(last.contains("open for writing"), "{last}");
+    assert_eq!(daemon.read(format!("images/{id}/state")), "draft");
+    file.write_all_at(&bytes, 0).expect("it can still be written");
+    drop(file);
+    assert_eq!(commit(&daemon, id), 0);
+    assert!(fs::read(&data).expect("readable") == bytes);
+}
+
+#[test]
+fn a_draft_survives_the_end_of_the_daemon_in_the_middle_of_writing() {
+    let mut daemon = Daemon::start(&[]);
+    let bytes = fs::read(qcow2(&daemon)).expect("a file");
+    let half = bytes.len() / 2;
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    {
+        let mut file = File::create(&data).expect("opened");
+        file.write_all(&bytes[..half]).expect("written");
+        file.sync_all().expect("synced");
+        daemon.kill();
+        assert_ne!(errno(file.write_all(&bytes[half..])), 0, "nobody is there");
+    }
+    daemon.spawn();
+    assert_eq!(daemon.read(format!("images/{id}/state")), "draft");
+    assert!(fs::read(&data).expect("readable") == bytes[..half], "what was written is there");
+    assert_eq!(commit(&daemon, id), libc::EINVAL, "half an image is none");
+    let mut file = OpenOptions::new().append(true).open(&data).expect("opened");
+    file.write_all(&bytes[half..]).expect("completed");
+    drop(file);
+    assert_eq!(commit(&daemon, id), 0);
+    assert!(fs::read(&data).expect("readable") == bytes);
+}
+
+#[test]
+fn a_daemon_that_ends_during_a_commit_leaves_a_draft_or_an_active_image_never_half() {
+    let mut daemon = Daemon::start(&["-o", "settle=0s"]);
+    let size: usize = 48 << 20;
+    let words = (0..size as u64 / 8).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let bytes = words.flat_map(u64::to_le_bytes).collect::<Vec<_>>();
+    let sum = {
+        let path = daemon.scratch().join("large");
+        fs::write(&path, &bytes).expect("written");
+        run("sha512sum", &[text(&path)])
+    };
+    let mut in_time = 0;
+    for round in 0..4 {
+        let id = draft(&daemon);
+        let data = daemon.path(format!("images/{id}/data"));
+        run("cp", &[text(&daemon.scratch().join("large")), text(&data)]);
+        daemon.set(format!("images/{id}/disk_format"), "raw");
+        daemon.set(format!("images/{id}/state"), "active");
+        let during = daemon.read(format!("images/{id}/task")) == "saving";
+        if round > 0 {
+            wait_until("some progress", || {
+                let progress = daemon.read(format!("images/{id}/progress"));
+                progress.is_empty() || progress.parse::<u32>().expect("a number") >= round * 25
+            });
+        }
+        daemon.kill();
+        in_time += u32::from(during);
+        daemon.spawn();
+        wait_until("recovery ends", || daemon.read(format!("images/{id}/task")).is_empty());
+        let state = daemon.read(format!("images/{id}/state"));
+        assert!(matches!(state.as_str(), "draft" | "active"), "{state}");
+        assert!(fs::read(&data).expect("readable") == bytes, "round {round}, {state}");
+        if state == "draft" {
+            daemon.set(format!("images/{id}/state"), "active");
+            wait_until("it is active", || daemon.read(format!("images/{id}/state")) == "active");
+        }
+        assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))));
+        wait_until("it is frozen", || fs::metadata(&data).expect("attributes").mode() & 0o777 == 0o440);
+    }
+    assert!(in_time > 0, "no commit was interrupted");
+}
+
+#[test]
+fn one_user_has_a_hundred_drafts_and_another_his_own() {
+    let daemon = Daemon::start(&["-o", "access_group=users"]);
+    let user = User { uid: 2001, gid: 2001, groups: vec![gid("users")] };
+    let make = |class: &str| {
+        let id = Uuid::new_v4();
+        fs::create_dir(daemon.path(format!("{class}/{id}"))).map(|()| id)
+    };
+    let last = user.act(|| {
+        let mut last = None;
+        for index in 0..100 {
+            last = Some(make(["images", "instances"][index % 2]).expect("within the quota"));
+        }
+        assert_eq!(errno(make("images")), libc::EDQUOT);
+        assert_eq!(errno(make("instances")), libc::EDQUOT);
+        last.expect("one")
+    });
+    let other = User { uid: 2002, ..user.clone() };
+    other.act(|| make("images").expect("another user"));
+    make("images").expect("root");
+    user.act(|| {
+        let said = fs::read_to_string(daemon.path("last_error")).expect("readable");
+        assert!(said.contains("EDQUOT"), "{said}");
+        fs::remove_dir(daemon.path(format!("instances/{last}"))).expect("discarded");
+        make("images").expect("there is room again");
+    });
+}
+
+fn instance(daemon: &Daemon) -> Uuid {
+    let id = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("instances/{id}"))).expect("a draft");
+    id
+}
+
+#[test]
+fn an_instance_is_built_from_an_image_with_sensible_defaults() {
+    let daemon = Daemon::start(&[]);
+    let image = daemon.image();
+    let id = instance(&daemon);
+    let file = |name: &str| format!("instances/{id}/{name}");
+    assert_eq!(daemon.read(file("name")), id.to_string());
+    assert_eq!(daemon.read(file("vcpus")), "1");
+    assert_eq!(daemon.read(file("memory_bytes")), (512 << 20).to_string());
+    assert_eq!(errno(daemon.write(file("state"), "active")), libc::EINVAL, "no image");
+    assert!(daemon.read(file("last_error")).contains("write an image first"));
+    daemon.set(file("image"), &format!("../../images/{image}"));
+    assert_eq!(daemon.read(file("image")), image.to_string());
+    daemon.set(file("root_disk_bytes"), "4M");
+    assert_eq!(errno(daemon.write(file("state"), "active")), libc::ERANGE, "smaller than the image");
+    assert!(daemon.read(file("last_error")).contains("the image's size"));
+    assert_eq!(daemon.read(file("state")), "draft");
+    daemon.set(file("root_disk_bytes"), "16M");
+    daemon.set(file("name"), "a<&\"'b");
+    daemon.set(file("description"), "]]> <b>&amp;");
+    daemon.set(file("vcpus"), "3");
+    daemon.set(file("memory_bytes"), "64M");
+    daemon.set(file("state"), "stopped");
+    assert_eq!(daemon.read(file("state")), "stopped");
+    wait_until("the definition is there", || daemon.path(file("domain.xml")).exists());
+    let xml = daemon.read(file("domain.xml"));
+    let document = roxmltree::Document::parse(&xml).expect("well-formed");
+    let element = |name: &str| {
+        let node =
+            document.descendants().find(|node| node.has_tag_name(name)).unwrap_or_else(|| panic!("{name}: {xml}"));
+        node.text().unwrap_or_default().to_owned()
+    };
+    assert_eq!(element("name"), "a<&\"'b");
+    assert_eq!(element("description"), "]]> <b>&amp;");
+    assert_eq!(element("uuid"), id.to_string());
+    assert_eq!(element("vcpu"), "3");
+    let memory = document.descendants().find(|node| node.has_tag_name("memory")).expect("memory");
+    assert_eq!((memory.attribute("unit"), memory.text()), (Some("KiB"), Some("65536")));
+    let disk = document.descendants().find(|node| node.has_tag_name("source")).expect("a disk");
+    let disk = PathBuf::from(disk.attribute("file").expect("a file"));
+    let information = run("qemu-img", &["info", "--output=json", text(&disk)]);
+    let information: serde_json::Value = serde_json::from_str(&information).expect("JSON");
+    assert_eq!(information["virtual-size"], json!(16 << 20));
+    assert_eq!(information["backing-filename"], json!(daemon.state_directory().join(format!("images/{image}/data"))));
+    let attribute = Command::new("python3")
+        .args(["-c", "import os, sys; print(os.getxattr(sys.argv[1], sys.argv[2]).decode())"])
+        .args([text(&disk), "user.instancefs.operation"])
+        .output()
+        .expect("python runs");
+    let provenance = String::from_utf8_lossy(&attribute.stdout).trim().to_owned();
+    let task = fs::read_link(daemon.path(file("last_task"))).expect("a task");
+    assert_eq!(Some(provenance.as_str()), task.file_name().and_then(|name| name.to_str()), "the disk knows its maker");
+    let calls = daemon.host_does(json!({"do": "calls"}));
+    assert_eq!(calls["calls"]["start"].as_u64().unwrap_or(0), 0, "stopped defines only");
+    daemon.set(file("state"), "active");
+    assert_eq!(daemon.read(file("state")), "active");
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_draft_with_the_reason_and_removes_its_disk_only() {
+    let daemon = Daemon::start(&[]);
+    let image = daemon.image();
+    let (kept, failing) = (instance(&daemon), instance(&daemon));
+    for id in [kept, failing] {
+        daemon.set(format!("instances/{id}/image"), &image.to_string());
+    }
+    daemon.set(format!("instances/{kept}/state"), "active");
+    daemon.host_does(json!({"do": "fault", "call": "start", "mode": "fail", "message": "no KVM", "times": 1}));
+    assert_ne!(errno(daemon.write(format!("instances/{failing}/state"), "active")), 0);
+    assert_eq!(daemon.read(format!("instances/{failing}/state")), "draft");
+    let last = daemon.read(format!("instances/{failing}/last_error"));
+    assert!(last.contains("no KVM"), "{last}");
+    let disks = || {
+        let disks = fs::read_dir(daemon.state_directory().join("disks")).expect("disks");
+        let mut disks: Vec<_> =
+            disks.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
+        disks.sort();
+        disks
+    };
+    assert_eq!(disks(), [kept.to_string()], "its own disk went, and no other");
+    let domains = daemon.host_does(json!({"do": "list"})).to_string();
+    assert!(!domains.contains(&failing.to_string()), "{domains}");
+    daemon.set(format!("instances/{failing}/state"), "active");
+    assert_eq!(daemon.read(format!("instances/{failing}/state")), "active");
+    assert_eq!(disks().len(), 2);
+}
+
+#[test]
+fn somebody_elses_image_cannot_be_named_and_a_draft_image_cannot_be_used() {
+    let daemon = Daemon::start(&["-o", "access_group=users"]);
+    let image = daemon.image();
+    daemon.set(format!("images/{image}/name"), "secret");
+    let user = User { uid: 2001, gid: 2001, groups: vec![gid("users")] };
+    user.act(|| {
+        let id = instance(&daemon);
+        let path = daemon.path(format!("instances/{id}/image"));
+        for name in
+            [image.to_string(), "secret".to_owned(), format!("images/{image}"), "by-name/images/secret".to_owned()]
+        {
+            assert_eq!(errno(write(&path, name.as_bytes())), libc::EACCES, "{name}");
+        }
+        assert_eq!(fs::read_to_string(&path).expect("readable"), "\n");
+        let own = draft(&daemon);
+        write(&path, own.to_string().as_bytes()).expect("his own, which can become active before the instance does");
+        let state = daemon.path(format!("instances/{id}/state"));
+        assert_eq!(errno(write(&state, b"active\n")), libc::EINVAL);
+        let last = fs::read_to_string(daemon.path(format!("instances/{id}/last_error"))).expect("readable");
+        assert!(last.contains("image"), "{last}");
+    });
+}
+
+#[test]
+fn a_large_image_is_read_by_many_at_once() {
+    let daemon = Daemon::start(&[]);
+    let source = qcow2(&daemon);
+    let bytes = fs::read(&source).expect("a file");
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    run("cp", &[text(&source), text(&data)]);
+    assert_eq!(commit(&daemon, id), 0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut read = Vec::new();
+                File::open(&data).expect("opened").read_to_end(&mut read).expect("read");
+                assert!(read == bytes);
+            });
+        }
+    });
+}
