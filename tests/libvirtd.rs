@@ -133,6 +133,51 @@ fn a_stopped_libvirtd_delays_no_reader_and_when_it_goes_on_all_is_right() {
     assert_eq!(String::from_utf8_lossy(&said).trim(), "paused", "virsh sees the same");
 }
 
+/// Takes longer than libvirt's keepalive bears (30 s), so that the connection breaks with a call on its way.
+#[test]
+fn what_was_asked_of_a_libvirtd_that_stopped_for_long_has_a_known_end() {
+    if std::env::var_os("INSTANCEFS_LONG").is_none() {
+        println!("not run without INSTANCEFS_LONG: it takes a minute");
+        return;
+    }
+    let mut virsh = Virsh::new();
+    let id = virsh.define("stopped-for-long");
+    let daemon = mount(&virsh);
+    appears(&daemon, id);
+    virsh.does(&["start", &id.to_string()]);
+    daemon.wait_state(id, "active");
+    virsh.host.stop();
+    let stopped = Instant::now();
+    daemon.set(format!("instances/{id}/state"), "paused");
+    let mut health = String::new();
+    while stopped.elapsed() < Duration::from_secs(50) {
+        let now = daemon.read("health").lines().next().unwrap_or_default().to_owned();
+        if now != health {
+            println!("{:?}: {now}; task {:?}", stopped.elapsed(), daemon.read(format!("instances/{id}/task")));
+            health = now;
+        }
+        assert_eq!(daemon.read(format!("instances/{id}/state")), "active", "the last known truth");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    virsh.host.go_on();
+    let begun = Instant::now();
+    wait_until("health recovers", || daemon.read("health").contains("hypervisor ok"));
+    println!("health {:?} after", begun.elapsed());
+    wait_until("the task ended", || daemon.read(format!("instances/{id}/task")).is_empty());
+    println!("task ended {:?} after: {}", begun.elapsed(), daemon.read(format!("instances/{id}/last_task/state")));
+    let truth = || match String::from_utf8_lossy(&virsh.run(&["domstate", &id.to_string()]).stdout).trim() {
+        "paused" => "paused",
+        "running" => "active",
+        other => panic!("{other}"),
+    };
+    wait_until("the truth is shown", || daemon.read(format!("instances/{id}/state")) == truth());
+    println!("right {:?} after: {}", begun.elapsed(), truth());
+    assert!(begun.elapsed() < RIGHT_AGAIN);
+    let other = if truth() == "paused" { "active" } else { "paused" };
+    daemon.set(format!("instances/{id}/state"), other);
+    wait_until("it obeys again", || truth() == other);
+}
+
 #[test]
 fn a_libvirtd_that_was_killed_and_is_back_is_used_again_and_what_virsh_did_meanwhile_is_seen() {
     let mut virsh = Virsh::new();

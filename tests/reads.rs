@@ -7,13 +7,19 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::Daemon;
 
 /// Who reads at the same time.
 const READERS: u64 = 4;
+/// How many reads are timed while nothing changes.
+const READS_AT_REST: u32 = 5000;
+/// How many changes of `state` there are at least.
+const PHASES: u64 = 20;
+/// When a reader gives up.
+const LONGEST: Duration = Duration::from_secs(600);
 /// What is known of `state` while a change is under way: nothing.
 const CHANGING: u64 = 0;
 
@@ -34,6 +40,7 @@ impl Drop for Ends<'_> {
 /// What a reader may rely on: a number that grows with each phase, odd ones `active`, even ones `paused`.
 struct Phase<'a> {
     known: &'a AtomicU64,
+    reached: &'a AtomicU64,
     last: u64,
 }
 
@@ -45,6 +52,7 @@ impl Phase<'_> {
     fn reached(&mut self, state: &Path) {
         self.last += 1;
         self.known.store(self.last, Ordering::SeqCst);
+        self.reached.store(self.last, Ordering::Relaxed);
         assert_eq!(fs::read_to_string(state).expect("readable"), word(self.last), "what was acknowledged");
     }
 }
@@ -75,20 +83,29 @@ fn no_read_of_a_changing_file_is_torn_empty_or_older_than_one_before() {
     let state = daemon.path(format!("instances/{id}/state"));
     let description = daemon.path(format!("instances/{id}/description"));
     let one = {
-        let rounds = 2000;
         let begun = Instant::now();
-        for _ in 0..rounds {
+        for _ in 0..READS_AT_REST {
             assert_eq!(fs::read_to_string(&state).expect("readable"), word(1));
         }
-        begun.elapsed() / rounds
+        begun.elapsed() / READS_AT_REST
     };
-    println!("open, read to the end and close of a state at rest: {one:?}");
+    let begun = Instant::now();
+    for _ in 0..READS_AT_REST {
+        let mut bytes = [0; 64];
+        let file = File::open(&state).expect("opens");
+        assert_eq!(file.read_at(&mut bytes, 0).expect("readable"), word(1).len());
+    }
+    println!(
+        "a state at rest: open, read and close {:?}; as cat does it, to the end {one:?}",
+        begun.elapsed() / READS_AT_REST
+    );
     let (done, written, known) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(CHANGING));
+    let phases = AtomicU64::new(0);
     let begun = Instant::now();
     let (changes, seen) = thread::scope(|scope| {
         let changer = scope.spawn(|| {
             let _ends = Ends(&done);
-            let mut phase = Phase { known: &known, last: 1 };
+            let mut phase = Phase { known: &known, reached: &phases, last: 1 };
             while !done.load(Ordering::Relaxed) {
                 phase.changing();
                 support::write(&state, b"paused").expect("pausing is taken");
@@ -112,13 +129,17 @@ fn no_read_of_a_changing_file_is_torn_empty_or_older_than_one_before() {
         });
         let readers: Vec<_> = (0..READERS)
             .map(|reader| {
-                let (state, description, written, known, done) = (&state, &description, &written, &known, &done);
+                let (state, description, done) = (&state, &description, &done);
+                let (written, known, phases) = (&written, &known, &phases);
                 scope.spawn(move || {
                     let _ends = Ends(done);
                     let mut seen = Seen::default();
                     let mut newest = 0;
                     let kept = File::open(state).expect("opens");
-                    for round in 0..reads() / READERS {
+                    let mut round = 0;
+                    while round < reads() / READERS || phases.load(Ordering::Relaxed) < PHASES {
+                        round += 1;
+                        assert!(begun.elapsed() < LONGEST, "the writers hardly get on");
                         let before = known.load(Ordering::SeqCst);
                         let text = if (round + reader).is_multiple_of(2) {
                             fs::read_to_string(state).expect("readable")
