@@ -133,7 +133,7 @@ fn a_stopped_libvirtd_delays_no_reader_and_when_it_goes_on_all_is_right() {
     assert_eq!(String::from_utf8_lossy(&said).trim(), "paused", "virsh sees the same");
 }
 
-/// Takes longer than libvirt's keepalive bears (30 s), so that the connection breaks with a call on its way.
+/// Longer than a keepalive (30 s) bears: what was asked is neither given up nor done twice, whoever hangs.
 #[test]
 fn what_was_asked_of_a_libvirtd_that_stopped_for_long_has_a_known_end() {
     if std::env::var_os("INSTANCEFS_LONG").is_none() {

@@ -12,7 +12,7 @@ use virt::domain::Domain as LibvirtDomain;
 use virt::error::{Error, ErrorNumber};
 use virt::sys as raw;
 
-use super::connection::Keeper;
+use super::connection::{Failure, Keeper};
 use super::power::power;
 use super::{Target, accelerator, embed, error, sys};
 use crate::hypervisor::definition::{self, Profile};
@@ -54,11 +54,10 @@ impl Libvirt {
         })
     }
 
-    /// Runs one or more calls on the present connection. No lock is held meanwhile.
+    /// Runs one or more calls on a connection of their own. No lock is held meanwhile.
     fn call<T>(&self, body: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, HypervisorError> {
         let current = self.keeper.current()?;
-        body(&current.connection).map_err(|error| {
-            let alive = current.connection.is_alive().unwrap_or(false);
+        current.call(body).map_err(|Failure { error, alive }| {
             if !alive {
                 self.keeper.suspect(&current);
             }

@@ -1,7 +1,12 @@
 //! Keeps one connection up: a thread of its own connects, hears of the end, and connects again every second.
 //!
-//! Only that thread opens and closes connections, so only it hangs when a daemon is stopped in the middle of an answer.
-//! Callers take the present connection from a slot under a lock that nobody holds during a call.
+//! Only that thread opens and closes it, so that nobody else hangs when a daemon is stopped in the middle of an answer.
+//! Callers take what is present from a slot under a lock that nobody holds during a call.
+//!
+//! That connection is for events. Each call has a connection of its own, a lane: libvirt before 10.3 crashes its client
+//! when one thread sends while another waits on the same connection (CVE-2024-4418), and a libvirtd works on five calls
+//! of one connection at a time, so that five slow ones would stop all others. Drivers inside our process have no such
+//! limits, and one connection.
 
 use std::collections::HashSet;
 use std::ffi::c_int;
@@ -13,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use uuid::Uuid;
 use virt::connect::Connect;
+use virt::error::Error;
 
 use super::sys::{self, Lifecycle, Listener, Subscription};
 use super::{Target, embed};
@@ -20,15 +26,70 @@ use crate::hypervisor::{Event, HypervisorError};
 
 /// How long to wait before the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
-/// libvirt's keepalive, as virsh has it: a connection that is silent for 5 s is asked, at most 6 times.
+/// libvirt's keepalive for other hosts, as virsh has it: a connection that is silent for 5 s is asked, at most 6 times.
+/// On this host the socket says when the daemon is gone, and one that hangs shall end no call: its outcome would be
+/// unknown.
 const KEEPALIVE_SECONDS: i32 = 5;
 const KEEPALIVE_COUNT: u32 = 6;
+
+/// How many lanes wait for the next call; more than these are closed after theirs.
+const IDLE_LANES: usize = 64;
 
 /// An open connection, and which one it is: numbers grow with each new one.
 #[derive(Clone)]
 pub(super) struct Current {
-    pub(super) connection: Arc<Connect>,
+    connection: Arc<Connect>,
     generation: u64,
+    /// None where callers share the connection.
+    lanes: Option<Arc<Lanes>>,
+}
+
+/// The connections of calls that belong to one connection for events.
+struct Lanes {
+    target: Target,
+    idle: Mutex<Vec<Connect>>,
+}
+
+impl Current {
+    /// Runs one or more calls, on a connection that no other thread uses meanwhile. May hang, as each call may.
+    pub(super) fn call<T>(&self, body: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, Failure> {
+        let Some(lanes) = &self.lanes else {
+            return body(&self.connection).map_err(|error| Failure { error, alive: is_alive(&self.connection) });
+        };
+        let idle = lanes.idle.lock().pop();
+        let lane = match idle {
+            Some(lane) => lane,
+            None => open(&lanes.target).map_err(|error| Failure { error, alive: false })?,
+        };
+        let result = body(&lane).map_err(|error| Failure { error, alive: is_alive(&lane) });
+        if result.as_ref().err().is_none_or(|failure| failure.alive) {
+            let mut idle = lanes.idle.lock();
+            if idle.len() < IDLE_LANES {
+                idle.push(lane);
+            }
+        }
+        result
+    }
+}
+
+/// A call that failed, and whether its connection is still alive.
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) alive: bool,
+}
+
+fn is_alive(connection: &Connect) -> bool {
+    connection.is_alive().unwrap_or(false)
+}
+
+/// Opens a connection; hangs as long as the daemon does.
+fn open(target: &Target) -> Result<Connect, Error> {
+    let connection = Connect::open(Some(target.uri()))?;
+    if !target.is_in_process() && !target.is_local_qemu() {
+        // A driver without keepalive says so, which is no reason to do without the driver.
+        let _ = connection.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
+    }
+    Ok(connection)
 }
 
 enum Slot {
@@ -177,14 +238,9 @@ impl Thread {
         if let Some(root) = self.target.embed_root() {
             embed::prepare(root).map_err(HypervisorError::Failed)?;
         }
-        let unreachable = |error: virt::error::Error| {
-            HypervisorError::Unreachable(format!("{}: {}", self.target.uri(), error.message()))
-        };
-        let connection = Arc::new(Connect::open(Some(self.target.uri())).map_err(unreachable)?);
-        if !self.target.is_in_process() {
-            // A driver without keepalive says so, which is no reason to do without the driver.
-            let _ = connection.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
-        }
+        let unreachable =
+            |error: Error| HypervisorError::Unreachable(format!("{}: {}", self.target.uri(), error.message()));
+        let connection = Arc::new(open(&self.target).map_err(unreachable)?);
         self.generation += 1;
         let listener: Arc<dyn Listener> = Arc::new(Messenger {
             generation: self.generation,
@@ -194,13 +250,16 @@ impl Thread {
         });
         let subscription =
             Subscription::new(Arc::clone(&connection), &listener, !self.target.is_in_process()).map_err(unreachable)?;
-        Ok(Link { _subscription: subscription, current: Current { connection, generation: self.generation } })
+        let lanes = Lanes { target: self.target.clone(), idle: Mutex::default() };
+        let lanes = (!self.target.is_in_process()).then(|| Arc::new(lanes));
+        Ok(Link { _subscription: subscription, current: Current { connection, generation: self.generation, lanes } })
     }
 
     fn examine(&mut self, generation: u64) {
-        let dead = self.link.as_ref().is_some_and(|link| {
-            link.current.generation == generation && !link.current.connection.is_alive().unwrap_or(false)
-        });
+        let dead = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.current.generation == generation && !is_alive(&link.current.connection));
         if dead {
             self.lose(generation, "the connection to libvirt broke");
         }
