@@ -173,9 +173,11 @@ impl Daemon {
         );
         if first {
             reconciler.pass().map_err(|source| DaemonError::FirstConnection { uri, source })?;
-            in_background("accelerator", try_accelerator(hypervisor.clone()))?;
         } else {
-            in_background("connect", connect_later(uri, learn, hypervisor.clone()))?;
+            in_background("connect", connect_later(uri, learn, hypervisor.clone(), !settings.read_only))?;
+        }
+        if first && !settings.read_only {
+            in_background("accelerator", try_accelerator(hypervisor.clone()))?;
         }
         let engine = Engine::start(
             engine::Parts {
@@ -289,8 +291,8 @@ fn in_background(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(),
 }
 
 /// Connects without making anybody wait. Once it was asked to, the hypervisor goes on trying by itself, and the
-/// reconciler hears of it; meanwhile `health` says why there is no connection.
-fn connect_later(uri: String, learn: impl FnOnce(), hypervisor: Arc<dyn Hypervisor>) -> impl FnOnce() {
+/// reconciler hears of it; meanwhile `health` says why there is no connection. With `boots`, guests may be started.
+fn connect_later(uri: String, learn: impl FnOnce(), hypervisor: Arc<dyn Hypervisor>, boots: bool) -> impl FnOnce() {
     move || {
         let begun = Instant::now();
         learn();
@@ -298,7 +300,9 @@ fn connect_later(uri: String, learn: impl FnOnce(), hypervisor: Arc<dyn Hypervis
             Ok(()) => log::info!("connected to {uri} in {:.3} s", begun.elapsed().as_secs_f64()),
             Err(error) => log::warn!("{uri} is not there yet, the last known state is shown: {error}"),
         }
-        try_accelerator(hypervisor)();
+        if boots {
+            try_accelerator(hypervisor)();
+        }
     }
 }
 
