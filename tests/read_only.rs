@@ -30,7 +30,9 @@ fn everything_that_changes_is_refused_for_everybody_and_changes_from_outside_are
     daemon.domain_does(id, "start", "active");
     let home = daemon.path(format!("instances/{id}"));
     let root = daemon.root();
-    let refused_all = || {
+    let places = [format!("by-state/instances/active/{id}"), "by-name/instances/shown".to_owned()];
+    wait_until("its names are published", || places.iter().all(|place| root.join(place).exists()));
+    let refused_for_all = || {
         for name in ["state", "description", "locked", "reboot", "reset_state", "name"] {
             assert_eq!(errno(fs::OpenOptions::new().write(true).open(home.join(name))), libc::EROFS, "{name}");
             assert_eq!(errno(support::write(&home.join(name), b"1")), libc::EROFS, "{name}");
@@ -48,7 +50,7 @@ fn everything_that_changes_is_refused_for_everybody_and_changes_from_outside_are
         let temporary = fs::OpenOptions::new().write(true).create_new(true).open(home.join(".state.tmp"));
         assert_eq!(errno(temporary), libc::EROFS);
     };
-    refused_all();
+    refused_for_all();
     assert_eq!(errno(fs::set_permissions(home.join("state"), mode(0o600))), libc::EROFS);
     User { uid: 2001, gid: gid("libvirt"), groups: Vec::new() }.act(|| {
         assert_eq!(errno(fs::create_dir(root.join(format!("instances/{}", Uuid::new_v4())))), libc::EROFS);
