@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use virt::connect::Connect;
@@ -109,7 +110,23 @@ fn hide_kvm(mask: &Path) -> std::io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(mask)?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    keep_private(Path::new(DEVICE))?;
     mount(Some(mask), DEVICE, none, MsFlags::MS_BIND, none)?;
     Ok(())
+}
+
+/// What is mounted here from now on stays in our namespace. In a chroot `/` is no mount, so the mount that the path lies
+/// on is looked for from below.
+fn keep_private(path: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    let make = |place| mount(none, place, none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
+    let mut outcome = Err(Errno::EINVAL);
+    for place in path.ancestors() {
+        outcome = make(place);
+        // No mount.
+        if outcome != Err(Errno::EINVAL) {
+            break;
+        }
+    }
+    outcome
 }
