@@ -1,28 +1,27 @@
 //! [`Tree`]: the tables, views and names as one [`Interface`].
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::attribute::{Read, Row};
+use super::attribute::Read;
+use super::content::{Rendered, find, link, rows};
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node};
 use super::rename::{self, End, Move};
 use super::root::{self, Audience};
 use super::scratch::{self, Scratch};
 use super::{
-    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, errors, fixed, image,
-    instance, task, view, write,
+    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, fixed, image, instance,
+    task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
-use crate::model::caller::{Caller, Ownership};
+use crate::model::caller::Caller;
 use crate::model::reason::Reason;
-use crate::workflow::drafts_data::DraftData;
 use crate::workflow::engine::Engine;
 use crate::workflow::events::EventLog;
 use crate::workflow::reconcile::Reconciler;
@@ -52,13 +51,7 @@ pub struct Tree {
     pub(super) settings: Settings,
     pub(super) names: Names,
     pub(super) scratch: Scratch,
-    summaries: Mutex<HashMap<u8, Rendered>>,
-}
-
-/// A text that holds until the inventory's next revision.
-struct Rendered {
-    revision: u64,
-    text: Arc<[u8]>,
+    pub(super) summaries: Mutex<HashMap<u8, Rendered>>,
 }
 
 /// The gid of the root directory: its members have no rights in it, everybody else may pass.
@@ -106,172 +99,6 @@ impl Tree {
         }
     }
 
-    fn object_attributes(&self, node: Node, object: &Object) -> Option<Attributes> {
-        let Ownership { owner, project, .. } = object.ownership();
-        let plain = |kind, mode, size, caching| Attributes {
-            kind,
-            mode,
-            uid: owner,
-            gid: project,
-            size,
-            caching,
-            time: created_at(object),
-        };
-        match node {
-            Node::Object(..) => Some(plain(Kind::Directory, 0o770, 0, Caching::Attributes)),
-            Node::NameLink(..) | Node::StateLink(..) => {
-                let size = self.target(node)?.len() as u64;
-                Some(plain(Kind::Symlink, 0o777, size, Caching::Attributes))
-            }
-            Node::Attribute(_, _, id) => match object {
-                Object::Instance(instance) => {
-                    let row = find(instance::ROWS, id)?;
-                    let size = self.row_size(row, instance.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
-                }
-                Object::Image(image) => {
-                    let row = find(image::ROWS, id)?;
-                    let is_published_data = matches!(row.read, Read::Data) && image.record.draft.is_none();
-                    let size = self.row_size(row, image.as_ref(), object)?;
-                    Some(if is_published_data {
-                        plain(Kind::File, 0o440, size, Caching::Everything)
-                    } else {
-                        plain(row_kind(row), row.mode, size, Caching::Attributes)
-                    })
-                }
-                Object::Task(task) => {
-                    let row = find(task::ROWS, id)?;
-                    let size = self.row_size(row, task.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
-                }
-            },
-            Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
-        }
-    }
-
-    /// The size of a row's file; `None` if the file does not exist.
-    fn row_size<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Option<u64> {
-        match &row.read {
-            Read::Link(target) => target(value).map(|target| target.len() as u64),
-            Read::Definition => self.definition(object).map(|definition| definition.len() as u64),
-            Read::Stream(path) => {
-                let path = path(value).filter(|path| self.is_readable_log(path));
-                Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
-            }
-            Read::Data => Some(self.data_size(object)),
-            Read::Nothing | Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
-                row.render(value).map(|text| text.len() as u64)
-            }
-        }
-    }
-
-    fn row_content<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Result<Content, Reason> {
-        let absent = || Reason::NotFound(format!("{} now", row.name));
-        match &row.read {
-            Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
-            Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
-            Read::Stream(path) => match path(value) {
-                Some(path) if self.is_readable_log(&path) => open(&path),
-                Some(path) => Err(Reason::Unsupported(format!(
-                    "the guest's log {} lies outside the places that instancefs reads; read it there",
-                    path.display()
-                ))),
-                None => {
-                    Err(Reason::Unsupported("the definition logs no serial console; add <log file=.../> to it".into()))
-                }
-            },
-            Read::Data => match self.draft_data(object) {
-                Some(data) => open(data.path()),
-                None => open(&self.engine.image_path(object.id())),
-            },
-            Read::Nothing => Ok(snapshot("")),
-            Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
-                row.render(value).map(|text| snapshot(&text)).ok_or_else(absent)
-            }
-        }
-    }
-
-    /// A log named by a foreign definition may lie on a dead network file system, or in this very tree: only our own
-    /// and libvirt's usual places are opened.
-    fn is_readable_log(&self, path: &Path) -> bool {
-        let clean = !path.components().any(|part| matches!(part, std::path::Component::ParentDir));
-        let places =
-            [self.settings.state_directory.as_path(), Path::new("/var/log/libvirt"), Path::new("/var/lib/libvirt")];
-        clean && !path.starts_with(&self.settings.mountpoint) && places.iter().any(|place| path.starts_with(place))
-    }
-
-    fn definition(&self, object: &Object) -> Option<Arc<str>> {
-        match object {
-            Object::Instance(instance) if instance.record.definition.is_some() => {
-                self.reconciler.definition(instance.id)
-            }
-            Object::Instance(_) | Object::Image(_) | Object::Task(_) => None,
-        }
-    }
-
-    fn draft_data(&self, object: &Object) -> Option<Arc<DraftData>> {
-        match object {
-            Object::Image(image) if image.record.draft.is_some() => self.engine.draft_data(image.id),
-            Object::Image(_) | Object::Instance(_) | Object::Task(_) => None,
-        }
-    }
-
-    fn data_size(&self, object: &Object) -> u64 {
-        match object {
-            Object::Image(image) if image.record.draft.is_none() => image.record.size_bytes,
-            Object::Image(_) => self.draft_data(object).map_or(0, |data| data.len()),
-            Object::Instance(_) | Object::Task(_) => 0,
-        }
-    }
-
-    fn file_content(&self, directory: Directory, id: u8, uid: u32) -> Result<Content, Reason> {
-        match (directory, id) {
-            (Directory::Root, root::README) => Ok(snapshot(root::README_TEXT)),
-            (Directory::Root, root::ABI) => Ok(snapshot(&format!("{}\n", root::ABI_VERSION))),
-            (Directory::Root, root::HEALTH) => Ok(snapshot(&root::health(&self.inventory.health()))),
-            (Directory::Root, root::LAST_ERROR) => Ok(snapshot(&errors::last(&self.inventory.refusals(uid)))),
-            (Directory::Root, root::EVENTS) => open(self.events.path()),
-            (Directory::Root, root::EVENTS_OLD) => open(&self.old_events()),
-            (Directory::Summary, root::SUMMARY_INSTANCES) => Ok(self.summary(id, || {
-                let lines = self.inventory.instances().into_iter().map(|instance| root::instance_line(&instance));
-                [root::INSTANCES_HEADER.to_owned()].into_iter().chain(lines).collect()
-            })),
-            (Directory::Summary, root::SUMMARY_IMAGES) => Ok(self.summary(id, || {
-                let lines = self.inventory.images().into_iter().map(|image| root::image_line(&image));
-                [root::IMAGES_HEADER.to_owned()].into_iter().chain(lines).collect()
-            })),
-            _ => Err(Reason::NotFound("such file".into())),
-        }
-    }
-
-    /// A summary as of now, rendered once a revision: of ten thousand lines every stat would need the length.
-    fn summary(&self, id: u8, render: impl FnOnce() -> String) -> Content {
-        // Taken before rendering: what changes meanwhile makes the next reader render again.
-        let revision = self.inventory.revision();
-        if let Some(rendered) = self.summaries.lock().get(&id).filter(|rendered| rendered.revision == revision) {
-            return Content::Snapshot(rendered.text.clone());
-        }
-        let text: Arc<[u8]> = render().into_bytes().into();
-        self.summaries.lock().insert(id, Rendered { revision, text: text.clone() });
-        Content::Snapshot(text)
-    }
-
-    fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
-        match (directory, id) {
-            (Directory::Root, root::LAST_ERROR) => Some(0),
-            (Directory::Root, root::EVENTS) => Some(self.events.length()),
-            (Directory::Root, root::EVENTS_OLD) => fs::metadata(self.old_events()).ok().map(|metadata| metadata.len()),
-            _ => match self.file_content(directory, id, 0).ok()? {
-                Content::Snapshot(bytes) => Some(bytes.len() as u64),
-                Content::File(_) => None,
-            },
-        }
-    }
-
-    fn old_events(&self) -> PathBuf {
-        self.events.path().with_extension("1")
-    }
-
     fn entry(&self, parent: Node, name: &str) -> Option<Node> {
         match parent {
             Node::Directory(directory) => fixed::lookup(directory, name)
@@ -304,52 +131,6 @@ impl Tree {
     fn refuse(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
         self.engine.refused(caller, object, file, &reason);
         reason
-    }
-}
-
-pub(super) fn snapshot(text: &str) -> Content {
-    Content::Snapshot(Arc::from(text.as_bytes()))
-}
-
-fn open(path: &Path) -> Result<Content, Reason> {
-    match fs::File::open(path) {
-        Ok(file) => Ok(Content::File(Arc::new(file))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(snapshot("")),
-        Err(error) => Err(Reason::Failed(format!("{} cannot be opened: {error}", path.display()))),
-    }
-}
-
-fn created_at(object: &Object) -> u64 {
-    match object {
-        Object::Instance(instance) => instance.record.created_at,
-        Object::Image(image) => image.record.created_at,
-        Object::Task(task) => task.record.started_at,
-    }
-}
-
-pub(super) fn find<O, C>(rows: &'static [Row<O, C>], id: u8) -> Option<&'static Row<O, C>> {
-    rows.iter().find(|row| row.id == id)
-}
-
-fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
-    match row.read {
-        Read::Link(_) => Kind::Symlink,
-        Read::Nothing
-        | Read::Value(_)
-        | Read::Sometimes(_)
-        | Read::Document(_)
-        | Read::Definition
-        | Read::Stream(_)
-        | Read::Data => Kind::File,
-    }
-}
-
-/// Id, name and whether it is read-only, of every row of a class.
-pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = (u8, &'static str, bool)>> {
-    match class {
-        Class::Instance => Box::new(instance::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
-        Class::Image => Box::new(image::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
-        Class::Task => Box::new(task::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
     }
 }
 
@@ -513,15 +294,7 @@ impl Interface for Tree {
     }
 
     fn write(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
-        let Some(object) = self.object(file.node) else {
-            return done(Err(Reason::NotFound("such object any more".into())));
-        };
-        let identity = Some((object.class(), object.id()));
-        match write::request(self, file, &object, &caller, bytes) {
-            Ok(Some((name, request))) => self.submit(caller, name, request, Wait::Settle, done),
-            Ok(None) => done(Ok(())),
-            Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
-        }
+        self.write_value(file, caller, bytes, Wait::Settle, done);
     }
 
     fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion) {
@@ -622,7 +395,7 @@ impl Interface for Tree {
                     }
                     done(outcome);
                 });
-                self.write_accepted(file, caller, &content, forgotten);
+                self.write_value(file, caller, &content, Wait::Accepted, forgotten);
             }
             Ok(Move::Ask(request)) => {
                 let moved = match (from.node, to.directory) {
@@ -712,29 +485,16 @@ impl Tree {
         if is_his { Ok(()) } else { Err(Reason::Policy("this temporary file belongs to somebody else".into())) }
     }
 
-    /// Like [`Interface::write`], for a rename: the kernel holds locks meanwhile, so it does not wait for the work.
-    fn write_accepted(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
+    /// One write of a value. For a rename it does not wait for the work: the kernel holds locks meanwhile.
+    fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
         let Some(object) = self.object(file.node) else {
             return done(Err(Reason::NotFound("such object any more".into())));
         };
         let identity = Some((object.class(), object.id()));
         match write::request(self, file, &object, &caller, bytes) {
-            Ok(Some((name, request))) => self.submit(caller, name, request, Wait::Accepted, done),
+            Ok(Some((name, request))) => self.submit(caller, name, request, wait, done),
             Ok(None) => done(Ok(())),
             Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
         }
-    }
-}
-
-fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
-    match &row.read {
-        Read::Link(target) => target(value),
-        Read::Nothing
-        | Read::Value(_)
-        | Read::Sometimes(_)
-        | Read::Document(_)
-        | Read::Definition
-        | Read::Stream(_)
-        | Read::Data => None,
     }
 }

@@ -6,6 +6,7 @@ pub mod abi;
 pub mod account;
 pub mod attribute;
 mod changes;
+mod content;
 mod errors;
 mod fixed;
 pub mod image;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::attribute::{Row, Write};
-use super::interface::{Tree, find};
+use super::content::find;
+use super::interface::Tree;
 use super::reference::Resolver;
 use super::value::text;
 use super::{Data, OpenFile, ReadCompletion, image, instance, task};
