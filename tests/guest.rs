@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -90,6 +91,9 @@ fn a_real_guest_boots_is_locked_survives_the_daemon_and_stops_when_asked() {
     let field = |name: &str| status.lines().find(|line| line.starts_with(name)).expect("a field").to_owned();
     assert!(!field("Uid:").contains("\t0"), "the guest runs as root: {}", field("Uid:"));
     assert!(field("Seccomp:").ends_with('2'), "the guest runs without seccomp: {}", field("Seccomp:"));
+
+    let image = daemon.state_directory().join("images").join(daemon.read(file("image"))).join("data");
+    assert_eq!(fs::metadata(image).expect("the image").uid(), 0, "a guest's QEMU owns what other guests run on");
 
     daemon.set(file("locked"), "1");
     daemon.set(file("locked_reason"), "month end");

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Accelerator;
 pub use crate::model::domain::{DefinedDisk, Definition};
+use crate::model::image::Format;
 
 /// The namespace of our element in a domain's `<metadata>`.
 pub const METADATA_NAMESPACE: &str = "https://instancefs.org/xmlns/instance/1";
@@ -29,6 +30,15 @@ pub struct Profile {
     pub agent_sockets: Option<PathBuf>,
 }
 
+/// The file below a copy-on-write disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingImage {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+}
+
 /// A new guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDomain {
@@ -44,6 +54,9 @@ pub struct NewDomain {
     pub memory_bytes: u64,
     /// The root disk (qcow2), absolute.
     pub root_disk: PathBuf,
+    /// The image below the root disk. libvirt is told to leave its owner alone: a guest's QEMU must never own what other
+    /// guests run on.
+    pub image: Option<BackingImage>,
     /// Where the serial console is logged, absolute.
     pub console_log: PathBuf,
     /// What it runs on.
@@ -89,7 +102,7 @@ impl NewDomain {
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2' discard='unmap'/>
       <source file='{root_disk}'/>
-      <target dev='vda' bus='virtio'/>
+{image}      <target dev='vda' bus='virtio'/>
     </disk>
     <serial type='pty'>
       <log file='{console_log}' append='on'/>
@@ -116,6 +129,20 @@ impl NewDomain {
             machine = escape(&profile.machine),
             emulator = path(&profile.emulator),
             root_disk = path(&self.root_disk),
+            image = self.image.as_ref().map_or_else(String::new, |image| {
+                format!(
+                    "      <backingStore type='file'>
+        <format type='{}'/>
+        <source file='{}'>
+          <seclabel model='dac' relabel='no'/>
+        </source>
+        <backingStore/>
+      </backingStore>
+",
+                    image.format.word(),
+                    path(&image.path)
+                )
+            }),
             console_log = path(&self.console_log),
         )
     }
@@ -293,6 +320,7 @@ mod tests {
             vcpus: 2,
             memory_bytes: 128 << 20,
             root_disk: PathBuf::from("/d/root.qcow2"),
+            image: Some(BackingImage { path: PathBuf::from("/i/data"), format: Format::Qcow2 }),
             console_log: PathBuf::from("/d/console.log"),
             accelerator: Accelerator::Tcg,
             metadata: format!("<instance xmlns='{METADATA_NAMESPACE}'/>"),

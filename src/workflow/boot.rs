@@ -12,7 +12,7 @@ use super::ledger::now;
 use super::operation::{Ending, Halt, Run, WhenFull};
 use crate::block::{BlockError, NewDisk};
 use crate::hypervisor::HypervisorError;
-use crate::hypervisor::definition::{METADATA_NAMESPACE, NewDomain};
+use crate::hypervisor::definition::{BackingImage, METADATA_NAMESPACE, NewDomain};
 use crate::inventory::{Image, Instance, Object};
 use crate::model::reason::Reason;
 use crate::model::record::{DiskRecord, InstanceRecord};
@@ -104,10 +104,10 @@ fn make(run: &Run, image: &Image, size_bytes: u64) -> Result<(), Halt> {
     run.begin_creating(ROOT_DISK, Creation::Disk(record.clone()))?;
     run.shared.parts.block.create(&disk).map_err(|error| Halt::Failed(of_block(error)))?;
     run.proceed()?;
-    define(run, &record)
+    define(run, &record, BackingImage { path: image_path.clone(), format })
 }
 
-fn define(run: &Run, disk: &DiskRecord) -> Result<(), Halt> {
+fn define(run: &Run, disk: &DiskRecord, image: BackingImage) -> Result<(), Halt> {
     let accelerator = run.hypervisor().accelerator()?;
     let console_log = run.shared.console_path(run.object);
     make_directory_of(&console_log).map_err(|error| {
@@ -123,6 +123,7 @@ fn define(run: &Run, disk: &DiskRecord) -> Result<(), Halt> {
         vcpus: record.vcpus,
         memory_bytes: record.memory_bytes,
         root_disk: run.shared.parts.block.path(disk),
+        image: Some(image),
         console_log,
         accelerator,
         metadata: mark(run.id),

@@ -85,6 +85,7 @@ impl Guest {
             vcpus: 1,
             memory_bytes: 32 << 20,
             root_disk: self.disk(),
+            image: None,
             console_log: self.console_log(),
             accelerator: Accelerator::Tcg,
             metadata: String::new(),
