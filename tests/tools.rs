@@ -185,8 +185,19 @@ fn whatever_reads_reads_the_whole_tree_without_complaint() {
         assert_eq!(copied.expect("copied"), original.expect("read"), "{file}");
     }
     // The one file that can say that there is nothing to read.
-    let refused = fs::read(daemon.path(format!("instances/{running}/console.log")));
-    assert_eq!(errno(refused), libc::EOPNOTSUPP);
+    let console = |id: uuid::Uuid| daemon.path(format!("instances/{id}/console.log"));
+    wait_until("the definition, which names no log, is fetched", || {
+        errno(fs::read(console(running))) == libc::EOPNOTSUPP
+    });
+}
+
+#[test]
+fn whoever_follows_the_console_of_a_draft_waits_for_its_first_word() {
+    let bench = Bench::new();
+    let draft = uuid::Uuid::new_v4();
+    fs::create_dir(bench.daemon.path(format!("instances/{draft}"))).expect("a draft");
+    let console = fs::read(bench.daemon.path(format!("instances/{draft}/console.log")));
+    assert_eq!(console.expect("it is empty, not an error"), b"");
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Tree {
             Read::Link(target) => target(value).map(|target| target.len() as u64),
             Read::Definition => self.definition(object).map(|definition| definition.len() as u64),
             Read::Stream(path) => {
-                let path = path(value).filter(|path| self.is_readable_log(path));
+                let path = self.log(path(value), object).filter(|path| self.is_readable_log(path));
                 Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
             }
             Read::Data => Some(self.data_size(object)),
@@ -85,7 +85,7 @@ impl Tree {
         match &row.read {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
-            Read::Stream(path) => match path(value) {
+            Read::Stream(path) => match self.log(path(value), object) {
                 Some(path) if self.is_readable_log(&path) => open(&path),
                 Some(path) => Err(Reason::Unsupported(format!(
                     "the guest's log {} lies outside the places that instancefs reads; read it there",
@@ -103,6 +103,17 @@ impl Tree {
             Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
                 row.render(value).map(|text| snapshot(&text)).ok_or_else(absent)
             }
+        }
+    }
+
+    /// The log that the definition names. Before the definition was fetched it is where guests made here print to, so
+    /// that whoever follows a booting guest does not come too early.
+    fn log(&self, named: Option<PathBuf>, object: &Object) -> Option<PathBuf> {
+        match object {
+            Object::Instance(instance) if instance.record.definition.is_none() => {
+                Some(self.engine.console_path(instance.id))
+            }
+            Object::Instance(_) | Object::Image(_) | Object::Task(_) => named,
         }
     }
 

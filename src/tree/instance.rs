@@ -226,7 +226,7 @@ pub static ROWS: &[InstanceRow] = &[
             "console.log",
             0o440,
             Type::Document("text"),
-            "What the guest printed on its serial console. EOPNOTSUPP without a serial log in the definition.",
+            "What the guest printed on its serial console. EOPNOTSUPP if the definition names no serial log.",
         ),
         Read::Stream(|instance| {
             instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone())
