@@ -8,6 +8,7 @@ mod absorb;
 mod console;
 mod definitions;
 mod health;
+mod listen;
 mod mirror;
 
 use std::collections::BTreeSet;
@@ -22,8 +23,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use crate::hypervisor::{self, Domain, Hypervisor, HypervisorError, PowerState};
-use crate::inventory::{Change, Instance, Object, Part};
+use crate::hypervisor::{self, Domain, Hypervisor, HypervisorError};
+use crate::inventory::Part;
 use crate::store::{Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::Ledger;
@@ -108,7 +109,7 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Starts the threads. The inventory holds what the store knows, with [`Instance::domain`] as last seen.
+    /// Starts the threads. The inventory holds what the store knows, with [`domain`](crate::inventory::Instance::domain) as last seen.
     pub fn start(
         ledger: Arc<Ledger>,
         store: Arc<dyn Store>,
@@ -451,75 +452,6 @@ impl Reconciler {
         }
         Ok(())
     }
-
-    /// The thread that listens to the inventory: it wakes who waits, and sees what the background has to do.
-    fn listen(&self, changes: &Receiver<Arc<Vec<Change>>>) {
-        loop {
-            let batch = match changes.recv_timeout(CHANNEL_PATIENCE) {
-                Ok(batch) => batch,
-                Err(RecvTimeoutError::Timeout) if self.stopping() => return,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            *self.batches.lock() += 1;
-            self.published.notify_all();
-            if self.stopping() {
-                return;
-            }
-            for change in batch.iter() {
-                match change {
-                    Change::Object { old, new: Some(Object::Instance(new)) } => match old {
-                        Some(Object::Instance(old)) => self.follow(Some(old), new),
-                        Some(Object::Image(_) | Object::Task(_)) | None => self.follow(None, new),
-                    },
-                    Change::Object { old: Some(Object::Instance(old)), new: None } => {
-                        if let Some(console) = &self.console {
-                            console.watch(old.id, None);
-                        }
-                    }
-                    Change::Object { .. }
-                    | Change::Health
-                    | Change::Events
-                    | Change::Console(_)
-                    | Change::Moved(..) => {}
-                }
-            }
-        }
-    }
-
-    fn follow(&self, old: Option<&Arc<Instance>>, new: &Arc<Instance>) {
-        if old.is_none_or(|old| console_log(self, old) != console_log(self, new)) {
-            self.watch_console(new);
-        }
-        let record = &new.record;
-        if record.draft.is_some() || new.domain.is_none() {
-            return;
-        }
-        if record.definition.is_none() {
-            self.details.lock().fetch.insert(new.id);
-            self.details_wake.notify_all();
-        }
-        let mirrored = |instance: &Instance| {
-            let record = &instance.record;
-            (
-                record.draft,
-                record.protection.clone(),
-                record.ownership,
-                record.description.clone(),
-                record.definition.as_ref().map(|definition| definition.description.clone()),
-                instance.domain.as_ref().map(|domain| domain.has_managed_save),
-            )
-        };
-        if old.is_some_and(|old| mirrored(old) != mirrored(new)) {
-            self.mirror(new.id);
-        }
-    }
-
-    fn watch_console(&self, instance: &Instance) {
-        if let Some(console) = &self.console {
-            console.watch(instance.id, console_log(self, instance));
-        }
-    }
 }
 
 /// Whether it was; if not, and nothing else says why, says why.
@@ -537,18 +469,4 @@ fn reconciled(outcome: Result<(), HypervisorError>) -> bool {
         ) => log::warn!("not reconciled and tried again: {error}"),
     }
     false
-}
-
-/// The console log of a running instance: the one that its definition names, else where those of ours are.
-fn console_log(reconciler: &Reconciler, instance: &Instance) -> Option<PathBuf> {
-    match instance.domain.as_ref()?.power {
-        PowerState::Running | PowerState::Paused | PowerState::PmSuspended => {}
-        PowerState::ShutOff | PowerState::Crashed => return None,
-    }
-    let named = instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone());
-    Some(
-        named.unwrap_or_else(|| {
-            reconciler.settings.state_directory.join("consoles").join(format!("{}.log", instance.id))
-        }),
-    )
 }
