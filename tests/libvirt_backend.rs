@@ -257,11 +257,14 @@ fn a_guest_of_the_embedded_driver_boots_pauses_sleeps_and_resumes() {
     assert_eq!(hypervisor.domains(), Ok(Vec::new()));
     assert!(guest.disk().exists(), "undefining removes no storage");
 
-    assert_eq!(hypervisor.accelerator(), Ok(Accelerator::Tcg), "this machine's KVM cannot run a guest");
-    let start = Instant::now();
+    let found = hypervisor.accelerator().unwrap();
+    if Path::new("/sys/module/kvm_pvm").exists() {
+        assert_eq!(found, Accelerator::Tcg, "this KVM starts a guest and then gets nowhere");
+    }
+    let memory = guest.state().join("accelerator.json");
+    assert!(memory.exists(), "it is remembered");
     let again = open(Target::parse("embed", guest.state()).unwrap(), guest.state(), None);
-    assert_eq!(again.unwrap().accelerator(), Ok(Accelerator::Tcg));
-    assert!(start.elapsed() < Duration::from_secs(1), "it was remembered");
+    assert_eq!(again.unwrap().accelerator(), Ok(found));
 }
 
 #[test]

@@ -245,10 +245,10 @@ fn a_disk_too_full_for_a_new_store_leaves_none() {
 
 const KILLED_WRITER: &str = "INSTANCEFS_TEST_KILLED_WRITER";
 
+/// The child process of the test below; started otherwise it has nothing to do.
 #[test]
-#[ignore = "the child process of a_killed_writer_loses_nothing_it_acknowledged"]
 fn writer_to_be_killed() {
-    let path = std::env::var_os(KILLED_WRITER).expect("started by the other test");
+    let Some(path) = std::env::var_os(KILLED_WRITER) else { return };
     let store = open(Path::new(&path));
     for index in 0_u64.. {
         let key = format!("k/{index:08}");
@@ -264,7 +264,7 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
     let mut kept = 0;
     for _ in 0..3 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "writer_to_be_killed", "--nocapture"])
+            .args(["--exact", "writer_to_be_killed", "--nocapture"])
             .env(KILLED_WRITER, &path)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -290,19 +290,18 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
 }
 
 #[test]
-fn ten_thousand_records_are_written_in_a_second_and_listed_faster() {
+fn ten_thousand_records_are_one_transaction_and_one_list() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory.path().join("store"));
     let changes: Vec<Change> = (0..10_000).map(|index| put(&format!("instances/{index:08}"), &[b'x'; 500])).collect();
     let started = Instant::now();
-    store.transact(&[], &changes).unwrap();
+    let revision = store.transact(&[], &changes).unwrap();
     let written = started.elapsed();
     let started = Instant::now();
-    assert_eq!(store.list("instances/").unwrap().len(), 10_000);
-    let listed = started.elapsed();
-    println!("10000 puts {written:?}, list {listed:?}");
-    assert!(written.as_secs_f64() < 1.0, "10000 puts took {written:?}");
-    assert!(listed.as_secs_f64() < 0.5, "a list of 10000 took {listed:?}");
+    let records = store.list("instances/").unwrap();
+    println!("10000 puts {written:?}, list {:?}", started.elapsed());
+    assert_eq!(records.len(), 10_000);
+    assert!(records.iter().all(|record| record.revision == revision));
 }
 
 #[test]

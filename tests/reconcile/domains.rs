@@ -71,8 +71,7 @@ fn ten_thousand_domains_are_one_transaction_and_one_batch() {
     let began = Instant::now();
     world.control(json!({ "do": "release", "call": "domains" }));
     world.until("they are all here", || world.inventory().instances().len() == 10_000);
-    let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    println!("10000 domains appeared in {:?}", began.elapsed());
     assert_eq!(commits.recv_timeout(PATIENCE).unwrap().changes.len(), 10_000);
     let objects = |batch: &Arc<Vec<Change>>| {
         batch.iter().filter(|change| matches!(change, Change::Object { old: None, .. })).count()

@@ -33,10 +33,10 @@ fn a_host_survives_being_reopened() {
 
 const KILLED: &str = "INSTANCEFS_TEST_KILLED_HOST";
 
+/// The child process of the test below; started otherwise it has nothing to do.
 #[test]
-#[ignore = "the child process of guests_outlive_a_killed_process"]
 fn process_to_be_killed() {
-    let directory = std::env::var_os(KILLED).expect("started by the other test");
+    let Some(directory) = std::env::var_os(KILLED) else { return };
     let (_hypervisor, _events) = connect(Path::new(&directory));
     eprintln!("connected");
     loop {
@@ -48,7 +48,7 @@ fn process_to_be_killed() {
 fn guests_outlive_a_killed_process() {
     let directory = TempDir::new().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "lives::process_to_be_killed", "--nocapture"])
+        .args(["--exact", "lives::process_to_be_killed", "--nocapture"])
         .env(KILLED, directory.path())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
