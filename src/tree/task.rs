@@ -2,6 +2,7 @@
 
 use super::attribute::{Read, Row, Type, Write};
 use crate::inventory::Task;
+use crate::workflow::recovery::KEPT_SECONDS;
 
 /// A change of a task; there is none yet.
 #[derive(Clone, Copy, Debug)]
@@ -13,9 +14,6 @@ pub type TaskRow = Row<Task, TaskChange>;
 const fn row(id: u8, name: &'static str, kind: Type, read: fn(&Task) -> String, description: &'static str) -> TaskRow {
     Row { id, name, mode: 0o440, kind, read: Read::Value(read), write: Write::Never, description }
 }
-
-/// How long a finished task stays, in seconds.
-pub const RETENTION: u64 = 48 * 3600;
 
 /// The table.
 pub static ROWS: &[TaskRow] = &[
@@ -60,7 +58,7 @@ pub static ROWS: &[TaskRow] = &[
         8,
         "expires_at",
         Type::Time,
-        |task| task.record.ended_at.map_or_else(String::new, |time| (time + RETENTION).to_string()),
+        |task| task.record.ended_at.map_or_else(String::new, |time| (time + KEPT_SECONDS).to_string()),
         "When it leaves the tree: 48 hours after its end.",
     ),
     row(9, "message", Type::Text, |task| task.record.message.clone(), "What went wrong, in one line; else empty."),
