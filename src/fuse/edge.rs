@@ -254,7 +254,7 @@ impl Edge {
                 writer.wrote();
                 // Whoever gives an object away may rely on it at once.
                 if edge.interface.generation(writer.node) != writer.open_file().generation
-                    && let Some(number) = inode::object_number(writer.node.inode())
+                    && let Some(number) = writer.node.object_number()
                 {
                     edge.rights_changed(number);
                 }
@@ -302,6 +302,7 @@ pub fn may_have_data(node: Node) -> bool {
     match node {
         Node::Attribute(Class::Image, ..) | Node::Scratch(_) => true,
         Node::Attribute(Class::Instance | Class::Task, ..)
+        | Node::Key(..)
         | Node::Directory(_)
         | Node::File(..)
         | Node::Object(..)
@@ -322,6 +323,7 @@ pub fn place(directory: Node, name: &str) -> Option<Place> {
         Node::File(..)
         | Node::Object(..)
         | Node::Attribute(..)
+        | Node::Key(..)
         | Node::NameLink(..)
         | Node::StateLink(..)
         | Node::Scratch(_) => None,

@@ -9,8 +9,6 @@ use crate::tree::{Attributes, Caching, Kind, Node};
 /// "Until we say otherwise."
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 const BLOCK: u64 = 512;
-/// Inode numbers are object numbers and rows; objects begin here.
-const FIRST_OBJECT: u64 = 16;
 
 /// How long the kernel may believe names and attributes.
 pub fn lifetime(caching: Caching) -> Duration {
@@ -20,13 +18,7 @@ pub fn lifetime(caching: Caching) -> Duration {
     }
 }
 
-/// The object that an inode belongs to.
-pub fn object_number(inode: u64) -> Option<u64> {
-    let number = inode >> 8;
-    (number >= FIRST_OBJECT && inode >> 62 == 0).then_some(number)
-}
-
-/// All inodes that an object can have.
+/// All inodes that an object can have, but for those that the kernel does not remember.
 pub fn object_inodes(number: u64) -> std::ops::RangeInclusive<u64> {
     number << 8..=number << 8 | 0xff
 }
@@ -72,7 +64,9 @@ pub fn remains(node: Node) -> Option<Attributes> {
     let (kind, mode) = match node {
         Node::Object(..) => (Kind::Directory, 0o500),
         Node::NameLink(..) | Node::StateLink(..) => (Kind::Symlink, 0o777),
-        Node::Directory(_) | Node::File(..) | Node::Attribute(..) | Node::Scratch(_) => return None,
+        Node::Directory(_) | Node::File(..) | Node::Attribute(..) | Node::Key(..) | Node::Scratch(_) => {
+            return None;
+        }
     };
     Some(Attributes { kind, mode, uid: 0, gid: 0, size: 0, caching: Caching::Nothing, time: 0 })
 }

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::inode::object_number;
 use super::job::Action;
 use crate::model::Class;
-use crate::tree::{Node, Place, Position, Touched};
+use crate::tree::{Node, Place, Position, Touched, object_number};
 
 /// Shortest time between two announcements of one file.
 const QUIET: Duration = Duration::from_millis(50);

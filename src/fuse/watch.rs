@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use fuser::PollNotifier;
 use parking_lot::{Mutex, RwLock};
 
-use super::inode::{object_inodes, object_number};
+use super::inode::object_inodes;
+use crate::tree::object_number;
 
 /// Per inode: the number of its last change and its time. Whoever has not changed since the start is not in it.
 #[derive(Default)]

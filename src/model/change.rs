@@ -45,6 +45,8 @@ pub enum InstanceChange {
     RebootHard,
     /// `reset_state`.
     ResetState,
+    /// `metadata/<key>` and its text; `None` removes it.
+    Metadata(String, Option<String>),
 }
 
 /// One attribute of an image, and the value that it is to have.
@@ -62,6 +64,10 @@ pub enum ImageChange {
     Owner(u32),
     /// `project`, a group id.
     Project(u32),
+    /// `metadata/<key>` and its text; `None` removes it.
+    Metadata(String, Option<String>),
+    /// `import_from`, an http(s) URL or a path; `None` clears it.
+    ImportFrom(Option<String>),
 }
 
 /// What to do about an allowed change.
@@ -129,6 +135,9 @@ pub fn judge_instance(
         InstanceChange::DisableTerminate(value) => {
             store_only(situation, *value == protection.disable_terminate, Busy::Never)
         }
+        InstanceChange::Metadata(key, text) => {
+            store_only(situation, record.metadata.get(key) == text.as_ref(), Busy::Never)
+        }
         InstanceChange::Description(text) => store_only(situation, *text == record.description, Busy::Never),
         InstanceChange::Owner(uid) => by_root(situation, *uid == record.ownership.owner),
         InstanceChange::Project(gid) => by_root(situation, *gid == record.ownership.project),
@@ -163,14 +172,10 @@ pub fn judge_image(
     image::access(situation)?;
     let (already, root_only) = match change {
         ImageChange::State(word) => return image::decide(situation, *word).map(Effect::from),
-        ImageChange::DiskFormat(format) => {
-            if record.disk_format == Some(*format) {
-                return Ok(Effect::AlreadyTrue);
-            }
-            instance::idle(situation.task)?;
-            return if situation.state == image::State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) };
-        }
+        ImageChange::DiskFormat(format) => return in_draft(situation, record.disk_format == Some(*format)),
+        ImageChange::ImportFrom(source) => return in_draft(situation, record.import_from == *source),
         ImageChange::Name(name) => (*name == record.name, false),
+        ImageChange::Metadata(key, text) => return Ok(effect(record.metadata.get(key) == text.as_ref())),
         ImageChange::Description(text) => return Ok(effect(*text == record.description)),
         ImageChange::Owner(uid) => (*uid == record.ownership.owner, true),
         ImageChange::Project(gid) => (*gid == record.ownership.project, true),
@@ -183,6 +188,14 @@ pub fn judge_image(
     }
     instance::idle(situation.task)?;
     Ok(Effect::Record)
+}
+
+fn in_draft(situation: &image::Situation<'_>, already: bool) -> Result<Effect, Reason> {
+    if already {
+        return Ok(Effect::AlreadyTrue);
+    }
+    instance::idle(situation.task)?;
+    if situation.state == image::State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) }
 }
 
 fn effect(already: bool) -> Effect {

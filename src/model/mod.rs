@@ -9,6 +9,7 @@ pub mod change;
 pub mod domain;
 pub mod image;
 pub mod instance;
+pub mod keys;
 pub mod protection;
 pub mod reason;
 pub mod record;

@@ -82,6 +82,11 @@ pub enum Reason {
         /// How many are allowed.
         limit: usize,
     },
+    /// Too many keys in a directory of an object.
+    KeyQuota {
+        /// How many are allowed.
+        limit: usize,
+    },
     /// Too many temporary files.
     ScratchQuota,
     /// Mounted with `-o ro`.
@@ -123,7 +128,7 @@ impl Reason {
             Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
             Reason::NotFound(_) => libc::ENOENT,
             Reason::NotEmpty => libc::ENOTEMPTY,
-            Reason::DraftQuota { .. } | Reason::ScratchQuota => libc::EDQUOT,
+            Reason::DraftQuota { .. } | Reason::KeyQuota { .. } | Reason::ScratchQuota => libc::EDQUOT,
             Reason::ReadOnlyMount => libc::EROFS,
             Reason::NoSpace(_) => libc::ENOSPC,
             Reason::TooLarge => libc::EFBIG,
@@ -226,6 +231,9 @@ impl fmt::Display for Reason {
             }
             Reason::DraftQuota { limit } => {
                 write!(f, "you have {limit} drafts already; boot or discard some first")
+            }
+            Reason::KeyQuota { limit } => {
+                write!(f, "there are {limit} of them already; remove some first")
             }
             Reason::ScratchQuota => {
                 write!(f, "too many temporary files of yours in this directory; remove some first")

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::caller::Ownership;
 use super::domain::{Definition, Domain};
 use super::image::Format;
+use super::keys::Keys;
 use super::protection::Protection;
 
 /// A disk that instancefs made. A disk without such a record is never deleted.
@@ -121,6 +122,43 @@ pub struct InstanceRecord {
     pub definition: Option<Definition>,
     /// Grows whenever the stored definition becomes another text.
     pub definition_revision: u64,
+    /// `metadata/`: free text.
+    #[serde(default)]
+    pub metadata: Keys<String>,
+}
+
+impl InstanceRecord {
+    /// How long `stopped` waits for the guest where nobody said otherwise, in seconds.
+    const STOP_TIMEOUT_SECONDS: u32 = 60;
+
+    /// One of which nothing else is known: no draft, without image, disks and definition. `now` is in Unix seconds.
+    pub fn new(number: u64, name: String, ownership: Ownership, now: u64) -> InstanceRecord {
+        InstanceRecord {
+            number,
+            name,
+            description: String::new(),
+            ownership,
+            protection: Protection::default(),
+            created_at: now,
+            updated_at: now,
+            launched_at: None,
+            stop_timeout_seconds: Self::STOP_TIMEOUT_SECONDS,
+            draft: None,
+            image: None,
+            vcpus: 0,
+            memory_bytes: 0,
+            root_disk_bytes: None,
+            disks: Vec::new(),
+            crashed: None,
+            operation: None,
+            last_task: None,
+            errors: ErrorHistory::default(),
+            seen: None,
+            definition: None,
+            definition_revision: 0,
+            metadata: Keys::default(),
+        }
+    }
 }
 
 /// An image, under `images/<uuid>`.
@@ -154,4 +192,34 @@ pub struct ImageRecord {
     pub last_task: Option<Uuid>,
     /// Refusals and failures.
     pub errors: ErrorHistory,
+    /// `metadata/`: free text.
+    #[serde(default)]
+    pub metadata: Keys<String>,
+    /// Where a draft's data is to come from: an http(s) URL, or a path below the import directory.
+    #[serde(default)]
+    pub import_from: Option<String>,
+}
+
+impl ImageRecord {
+    /// One of which nothing else is known: no draft, and no data. `now` is in Unix seconds.
+    pub fn new(number: u64, name: String, ownership: Ownership, now: u64) -> ImageRecord {
+        ImageRecord {
+            number,
+            name,
+            description: String::new(),
+            ownership,
+            created_at: now,
+            updated_at: now,
+            draft: None,
+            disk_format: None,
+            size_bytes: 0,
+            virtual_size_bytes: 0,
+            sha512: None,
+            operation: None,
+            last_task: None,
+            errors: ErrorHistory::default(),
+            metadata: Keys::default(),
+            import_from: None,
+        }
+    }
 }

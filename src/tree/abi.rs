@@ -64,6 +64,7 @@ fn line(text: &mut String, name: &str, mode: u16, kind: Type, description: &str)
         Type::Document(format) => format.to_owned(),
         Type::Link => "symlink".to_owned(),
         Type::Data => "data".to_owned(),
+        Type::Directory => "directory".to_owned(),
     };
     let mode = if kind == "symlink" { "symlink".to_owned() } else { format!("0{mode:o}") };
     // Writing into a String cannot fail.

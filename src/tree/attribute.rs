@@ -31,6 +31,19 @@ pub enum Type {
     Link,
     /// Bulk data.
     Data,
+    /// A directory.
+    Directory,
+}
+
+/// A file of a directory whose files users make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    /// Its number in the directory, see [`crate::model::keys::Entry`].
+    pub serial: u32,
+    /// Its name, as a file name.
+    pub name: String,
+    /// Its value, without the newline.
+    pub value: String,
 }
 
 /// Where a file's content comes from.
@@ -51,6 +64,10 @@ pub enum Read<O> {
     Stream(fn(&O) -> Option<PathBuf>),
     /// An image's bytes.
     Data,
+    /// A directory of the files whose rows are named `<this>/<file>`.
+    Directory,
+    /// A directory of files that come and go.
+    Keys(fn(&O) -> Vec<KeyFile>),
 }
 
 /// What a write does.
@@ -61,15 +78,17 @@ pub enum Write<C> {
     Change(fn(&str, &Resolver<'_>) -> Result<C, Reason>),
     /// Bulk data.
     Data,
+    /// The value of a file in this directory, with its name.
+    Key(fn(&str, &str, &Resolver<'_>) -> Result<C, Reason>),
 }
 
 /// One row: a file in every object's directory of the class.
 pub struct Row<O: 'static, C: 'static> {
     /// Fixed for ever: part of the inode number. 1 to 253.
     pub id: u8,
-    /// The file's name.
+    /// The file's name; `<directory>/<file>` for one in a directory of the object's.
     pub name: &'static str,
-    /// Permission bits.
+    /// Permission bits; of a directory also those of its files, but for execution.
     pub mode: u16,
     /// Its type.
     pub kind: Type,
@@ -87,6 +106,27 @@ impl<O, C> Row<O, C> {
         matches!(self.write, Write::Never)
     }
 
+    /// The files of the directory that this is, if they come and go.
+    pub fn keys(&self, object: &O) -> Vec<KeyFile> {
+        match &self.read {
+            Read::Keys(keys) => keys(object),
+            Read::Nothing
+            | Read::Value(_)
+            | Read::Sometimes(_)
+            | Read::Link(_)
+            | Read::Document(_)
+            | Read::Definition
+            | Read::Stream(_)
+            | Read::Data
+            | Read::Directory => Vec::new(),
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.read, Read::Directory | Read::Keys(_))
+    }
+
     /// The rendered value, if it is one that is kept in the inventory.
     pub fn render(&self, object: &O) -> Option<String> {
         match &self.read {
@@ -94,7 +134,7 @@ impl<O, C> Row<O, C> {
             Read::Sometimes(render) => render(object).map(|value| value + "\n"),
             Read::Document(render) => Some(render(object)),
             Read::Nothing => Some(String::new()),
-            Read::Link(_) | Read::Definition | Read::Stream(_) | Read::Data => None,
+            Read::Link(_) | Read::Definition | Read::Stream(_) | Read::Data | Read::Directory | Read::Keys(_) => None,
         }
     }
 }

@@ -62,7 +62,19 @@ fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
 }
 
 fn rows<O, C>(rows: &[Row<O, C>], old: &O, new: &O, touched: impl Fn(&Row<O, C>) -> Touched) -> Vec<Touched> {
-    rows.iter().filter(|row| row.render(old) != row.render(new)).map(touched).collect()
+    let values = rows.iter().filter(|row| row.render(old) != row.render(new)).map(&touched);
+    let keys = rows.iter().filter(|row| row.is_directory()).flat_map(|row| changed_keys(row, old, new, touched(row)));
+    values.chain(keys).collect()
+}
+
+/// The files of a directory that read differently. That some came or went shows in the object's `spec.json`.
+fn changed_keys<O, C>(row: &Row<O, C>, old: &O, new: &O, directory: Touched) -> Vec<Touched> {
+    let Node::Attribute(class, number, id) = directory.node else { return Vec::new() };
+    let before = row.keys(old);
+    let changed = row.keys(new).into_iter().filter(|key| !before.contains(key));
+    changed
+        .map(|key| Touched { node: Node::Key(class, number, id, key.serial), path: directory.path.join(&key.name) })
+        .collect()
 }
 
 fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {

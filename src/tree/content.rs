@@ -7,9 +7,8 @@ use std::sync::Arc;
 use super::attribute::{Read, Row};
 use super::interface::Tree;
 use super::node::{Directory, Node};
-use super::{Attributes, Caching, Content, Interface, Kind, errors, image, instance, root, task};
+use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, root, task};
 use crate::inventory::Object;
-use crate::model::Class;
 use crate::model::caller::Ownership;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::DraftData;
@@ -60,6 +59,11 @@ impl Tree {
                     Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
                 }
             },
+            Node::Key(_, _, row, serial) => {
+                let key = directory::key(object, row, serial)?;
+                // They come and go: the kernel asks again each time.
+                Some(plain(Kind::File, 0o660, key.value.len() as u64 + 1, Caching::Nothing))
+            }
             Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
         }
     }
@@ -74,6 +78,7 @@ impl Tree {
                 Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
             }
             Read::Data => Some(self.data_size(object)),
+            Read::Directory | Read::Keys(_) => Some(0),
             Read::Nothing | Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
                 row.render(value).map(|text| text.len() as u64)
             }
@@ -84,6 +89,7 @@ impl Tree {
         let absent = || Reason::NotFound(format!("{} now", row.name));
         match &row.read {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
+            Read::Directory | Read::Keys(_) => Err(Reason::Malformed("this is a directory".into())),
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
             Read::Stream(path) => match self.log(path(value), object) {
                 Some(path) if self.is_readable_log(&path) => open(&path),
@@ -233,15 +239,7 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         | Read::Definition
         | Read::Stream(_)
         | Read::Data => Kind::File,
-    }
-}
-
-/// Id, name and whether it is read-only, of every row of a class.
-pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = (u8, &'static str, bool)>> {
-    match class {
-        Class::Instance => Box::new(instance::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
-        Class::Image => Box::new(image::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
-        Class::Task => Box::new(task::ROWS.iter().map(|row| (row.id, row.name, row.is_read_only()))),
+        Read::Directory | Read::Keys(_) => Kind::Directory,
     }
 }
 
@@ -254,6 +252,8 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         | Read::Document(_)
         | Read::Definition
         | Read::Stream(_)
-        | Read::Data => None,
+        | Read::Data
+        | Read::Directory
+        | Read::Keys(_) => None,
     }
 }

@@ -1,10 +1,11 @@
 //! The files of an image.
 
 use super::account::{group, group_name, user, user_name};
-use super::attribute::{Read, Row, Type, Write};
+use super::attribute::{KeyFile, Read, Row, Type, Write};
+use super::directory::metadata;
 use super::errors;
 use super::reference::Resolver;
-use super::value::{filled, malformed, name};
+use super::value::{filled, malformed, metadata_key, name};
 use crate::inventory::Image;
 use crate::model::caller::Caller;
 use crate::model::change::ImageChange;
@@ -15,6 +16,7 @@ use crate::model::reason::Reason;
 pub type ImageRow = Row<Image, ImageChange>;
 
 type Parse = fn(&str, &Resolver<'_>) -> Result<ImageChange, Reason>;
+type ParseKey = fn(&str, &str, &Resolver<'_>) -> Result<ImageChange, Reason>;
 
 const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> ImageRow {
     Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
@@ -33,6 +35,12 @@ const fn writable(mut row: ImageRow, read: fn(&Image) -> String, write: Parse) -
 
 const fn with_read(mut row: ImageRow, read: Read<Image>) -> ImageRow {
     row.read = read;
+    row
+}
+
+const fn directory(mut row: ImageRow, read: fn(&Image) -> Vec<KeyFile>, write: ParseKey) -> ImageRow {
+    row.read = Read::Keys(read);
+    row.write = Write::Key(write);
     row
 }
 
@@ -137,6 +145,28 @@ pub static ROWS: &[ImageRow] = &[
     with_read(
         row(18, "errors", 0o440, Type::Document("lines"), "The last 16 refusals and failures, the newest last."),
         Read::Document(|image| errors::all(&image.record.errors)),
+    ),
+    writable(
+        row(
+            19,
+            "import_from",
+            0o660,
+            Type::Text,
+            "In a draft: an http or https URL, or a path below the import directory; writing active to state imports it.",
+        ),
+        |image| image.record.import_from.clone().unwrap_or_default(),
+        |value, _| Ok(ImageChange::ImportFrom(Some(value.to_owned()).filter(|value| !value.is_empty()))),
+    ),
+    directory(
+        row(
+            20,
+            "metadata",
+            0o770,
+            Type::Directory,
+            "Free text under keys of your own, one file each. Keys are made and removed through spec.json.",
+        ),
+        |image| metadata(&image.record.metadata),
+        |key, value, _| metadata_key(key).map(|key| ImageChange::Metadata(key, Some(value.to_owned()))),
     ),
 ];
 

@@ -1,9 +1,10 @@
 //! The files of an instance.
 
 use super::account::{group, group_name, user, user_name};
-use super::attribute::{Read, Row, Type, Write};
+use super::attribute::{KeyFile, Read, Row, Type, Write};
+use super::directory::metadata;
 use super::reference::Resolver;
-use super::value::{boolean, filled, instance_name, malformed, number, one};
+use super::value::{boolean, filled, instance_name, malformed, metadata_key, number, one};
 use super::{errors, spec};
 use crate::inventory::Instance;
 use crate::model::caller::Caller;
@@ -15,6 +16,7 @@ use crate::model::reason::Reason;
 pub type InstanceRow = Row<Instance, InstanceChange>;
 
 type Parse = fn(&str, &Resolver<'_>) -> Result<InstanceChange, Reason>;
+type ParseKey = fn(&str, &str, &Resolver<'_>) -> Result<InstanceChange, Reason>;
 
 const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> InstanceRow {
     Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
@@ -33,6 +35,12 @@ const fn writable(mut row: InstanceRow, read: fn(&Instance) -> String, write: Pa
 
 const fn verb(mut row: InstanceRow, write: Parse) -> InstanceRow {
     row.write = Write::Change(write);
+    row
+}
+
+const fn directory(mut row: InstanceRow, read: fn(&Instance) -> Vec<KeyFile>, write: ParseKey) -> InstanceRow {
+    row.read = Read::Keys(read);
+    row.write = Write::Key(write);
     row
 }
 
@@ -271,5 +279,17 @@ pub static ROWS: &[InstanceRow] = &[
     verb(
         row(33, "reset_state", 0o220, Type::Boolean, "1, by root: give up a stuck task and look at libvirt again."),
         |value, _| one(value).map(|()| InstanceChange::ResetState),
+    ),
+    directory(
+        row(
+            34,
+            "metadata",
+            0o770,
+            Type::Directory,
+            "Free text under keys of your own, one file each; mirrored into the domain. Keys are made and removed \
+             through spec.json.",
+        ),
+        |instance| metadata(&instance.record.metadata),
+        |key, value, _| metadata_key(key).map(|key| InstanceChange::Metadata(key, Some(value.to_owned()))),
     ),
 ];

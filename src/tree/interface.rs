@@ -8,15 +8,16 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::attribute::Read;
-use super::content::{Rendered, find, link, rows};
+use super::content::{Rendered, find, link, snapshot};
+use super::directory::rows;
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node};
 use super::rename::{self, End, Move};
 use super::root::{self, Audience};
 use super::scratch::{self, Scratch};
 use super::{
-    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, fixed, image, instance,
-    task, view, write,
+    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, directory, fixed, image,
+    instance, task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
@@ -90,12 +91,8 @@ impl Tree {
 
     pub(super) fn object(&self, node: Node) -> Option<Object> {
         match node {
-            Node::Object(_, number)
-            | Node::Attribute(_, number, _)
-            | Node::NameLink(_, number)
-            | Node::StateLink(_, number) => self.inventory.by_number(number),
             Node::Scratch(serial) => self.object(self.scratch.stat(serial)?.1),
-            Node::Directory(_) | Node::File(..) => None,
+            node => self.inventory.by_number(node.object_number()?),
         }
     }
 
@@ -104,15 +101,8 @@ impl Tree {
             Node::Directory(directory) => fixed::lookup(directory, name)
                 .filter(|node| self.exists(*node))
                 .or_else(|| self.names.lookup(directory, name)),
-            Node::Object(class, number) => {
-                let object = self.inventory.by_number(number)?;
-                let row = rows(class).find(|row| row.1 == name).map(|row| Node::Attribute(class, number, row.0));
-                match row {
-                    Some(node) => self.object_attributes(node, &object).map(|_| node),
-                    None => self.scratch.lookup(parent, name).map(Node::Scratch),
-                }
-            }
-            Node::File(..) | Node::Attribute(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => None,
+            Node::Object(..) | Node::Attribute(..) => self.child(parent, name),
+            Node::File(..) | Node::Key(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => None,
         }
     }
 
@@ -179,7 +169,7 @@ impl Interface for Tree {
                 }
                 .filter(|_| Class::ALL.contains(&class))
             }
-            Node::Attribute(..) => self.object_attributes(node, &self.object(node)?),
+            Node::Attribute(..) | Node::Key(..) => self.object_attributes(node, &self.object(node)?),
         }
     }
 
@@ -205,23 +195,12 @@ impl Interface for Tree {
                 self.names.list(place, cookie, each);
                 Ok(())
             }
-            Node::Object(class, number) => {
+            Node::Object(..) | Node::Attribute(..) => {
                 let object = self.object(directory).ok_or_else(|| Reason::NotFound("such object any more".into()))?;
-                for (id, name, _) in rows(class).filter(|row| u64::from(row.0) > cookie) {
-                    let node = Node::Attribute(class, number, id);
-                    if self.object_attributes(node, &object).is_some() && !each(u64::from(id), name, node) {
-                        return Ok(());
-                    }
-                }
-                for (serial, name) in self.scratch.list(directory) {
-                    let position = (1 << 32) + serial;
-                    if position > cookie && !each(position, &name, Node::Scratch(serial)) {
-                        return Ok(());
-                    }
-                }
+                self.children(directory, &object, cookie, each);
                 Ok(())
             }
-            Node::File(..) | Node::Attribute(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
+            Node::File(..) | Node::Key(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
                 Err(Reason::NotFound("such directory".into()))
             }
         }
@@ -238,7 +217,7 @@ impl Interface for Tree {
                 Object::Image(image) => link(find(image::ROWS, id)?, image),
                 Object::Task(task) => link(find(task::ROWS, id)?, task),
             },
-            Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Scratch(_) => None,
+            Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Key(..) | Node::Scratch(_) => None,
         }
     }
 
@@ -260,6 +239,11 @@ impl Interface for Tree {
                         self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object)
                     }
                 }
+            }
+            Node::Key(_, _, row, serial) => {
+                let object = self.object(node).ok_or_else(gone)?;
+                let key = directory::key(&object, row, serial);
+                key.map(|key| snapshot(&(key.value + "\n"))).ok_or_else(|| Reason::NotFound("such key any more".into()))
             }
             Node::Scratch(serial) => {
                 self.scratch.content(serial).map(|bytes| Content::Snapshot(bytes.into())).ok_or_else(gone)
@@ -284,9 +268,10 @@ impl Interface for Tree {
                     }
                     Some(Object::Instance(_) | Object::Task(_)) | None => false,
                 };
-                is_published_data || rows(class).any(|(row, _, read_only)| row == id && read_only)
+                is_published_data || rows(class).any(|head| head.id == id && head.is_read_only)
             }
             Node::File(..) => true,
+            Node::Key(class, _, row, _) => rows(class).any(|head| head.id == row && head.is_read_only),
             Node::Directory(_) | Node::Object(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
                 false
             }
@@ -374,11 +359,7 @@ impl Interface for Tree {
         match meaning {
             Err(reason) => self.engine.refuse(&caller, identity, "mv", &reason, done),
             Ok(Move::Scratch(serial)) => {
-                let is_temporary = match from.directory {
-                    Node::Object(class, _) => scratch::is_temporary(to.name, rows(class).map(|row| row.1)),
-                    _ => false,
-                };
-                if !is_temporary {
+                if !self.is_temporary(from.directory, to.name) {
                     return done(Err(Reason::NotFound(format!("attribute {:?}", to.name))));
                 }
                 self.scratch.rename(serial, to.name);
@@ -426,13 +407,7 @@ impl Interface for Tree {
 
     fn create(&self, parent: Node, name: &str, caller: Caller) -> Result<Node, Reason> {
         let object = self.object(parent).map(|object| (object.class(), object.id()));
-        let allowed = match parent {
-            Node::Object(class @ (Class::Instance | Class::Image), _) => {
-                scratch::is_temporary(name, rows(class).map(|row| row.1))
-            }
-            _ => false,
-        };
-        let created = if allowed {
+        let created = if self.is_temporary(parent, name) {
             self.scratch.create(parent, name, caller.uid).map(Node::Scratch)
         } else {
             Err(Reason::NotFound(format!("attribute {name:?}; check its spelling")))
@@ -479,6 +454,11 @@ impl Interface for Tree {
 }
 
 impl Tree {
+    fn is_temporary(&self, parent: Node, name: &str) -> bool {
+        let names = self.replaceable(parent);
+        names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))
+    }
+
     /// Whether a temporary file is the caller's, or he is root.
     fn own_scratch(&self, serial: u64, caller: &Caller) -> Result<(), Reason> {
         let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);

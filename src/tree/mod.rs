@@ -7,6 +7,7 @@ pub mod account;
 pub mod attribute;
 mod changes;
 mod content;
+mod directory;
 mod errors;
 mod fixed;
 pub mod image;
@@ -34,7 +35,7 @@ use crate::model::reason::Reason;
 use crate::workflow::request::Completion;
 pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
-pub use node::{Directory, Node};
+pub use node::{Directory, Node, object_number};
 
 /// What `stat` says of a place, but for times and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,8 @@ pub enum Node {
     Object(Class, u64),
     /// A file or symlink in an object's directory, by its row in the class's table.
     Attribute(Class, u64, u8),
+    /// A file in such a directory that comes and goes, by the directory's row and its own number there.
+    Key(Class, u64, u8, u32),
     /// An object's symlink in `by-name`.
     NameLink(Class, u64),
     /// An object's symlink in `by-state`.
@@ -78,6 +80,9 @@ pub fn words(class: Class) -> Vec<&'static str> {
 
 const FIELD_BITS: u32 = 8;
 const SCRATCH: u64 = 1 << 62;
+/// Below it, 30 bits of the object's number, 8 of the row, 23 of the serial.
+const KEY: u64 = 1 << 61;
+const SERIAL_BITS: u32 = 23;
 const OBJECT_DIRECTORY: u8 = 0;
 const NAME_LINK: u8 = 254;
 const STATE_LINK: u8 = 255;
@@ -120,9 +125,27 @@ impl Directory {
     }
 }
 
+/// The number of the object that an inode belongs to.
+pub fn object_number(inode: u64) -> Option<u64> {
+    // The number does not depend on the class.
+    Node::from_inode(inode, |_| Some(Class::Instance))?.object_number()
+}
+
 /// Inode numbers: object number and row, so that they are stable across restarts without bookkeeping. Numbers below 16
 /// are the fixed part: 0 the directories, 1 the files of the root, 2 those of `summary`, from 8 on `by-state`'s words.
 impl Node {
+    /// The number of the object that it belongs to.
+    pub fn object_number(self) -> Option<u64> {
+        match self {
+            Node::Object(_, number)
+            | Node::Attribute(_, number, _)
+            | Node::Key(_, number, ..)
+            | Node::NameLink(_, number)
+            | Node::StateLink(_, number) => Some(number),
+            Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
+        }
+    }
+
     /// The inode number; the root's is 1.
     pub fn inode(self) -> u64 {
         match self {
@@ -132,6 +155,9 @@ impl Node {
             Node::File(_, row) => (1 << FIELD_BITS) | u64::from(row),
             Node::Object(_, number) => (number << FIELD_BITS) | u64::from(OBJECT_DIRECTORY),
             Node::Attribute(_, number, row) => (number << FIELD_BITS) | u64::from(row),
+            Node::Key(_, number, row, serial) => {
+                KEY | (((number << FIELD_BITS) | u64::from(row)) << SERIAL_BITS) | u64::from(serial)
+            }
             Node::NameLink(_, number) => (number << FIELD_BITS) | u64::from(NAME_LINK),
             Node::StateLink(_, number) => (number << FIELD_BITS) | u64::from(STATE_LINK),
             Node::Scratch(serial) => SCRATCH | serial,
@@ -142,6 +168,12 @@ impl Node {
     pub fn from_inode(inode: u64, class: impl FnOnce(u64) -> Option<Class>) -> Option<Node> {
         if inode & SCRATCH != 0 {
             return Some(Node::Scratch(inode & !SCRATCH));
+        }
+        if inode & KEY != 0 {
+            let serial = u32::try_from(inode & ((1 << SERIAL_BITS) - 1)).ok()?;
+            let place = (inode & !KEY) >> SERIAL_BITS;
+            let number = place >> FIELD_BITS;
+            return Some(Node::Key(class(number)?, number, u8::try_from(place & 0xff).ok()?, serial));
         }
         let number = inode >> FIELD_BITS;
         let row = u8::try_from(inode & 0xff).ok()?;
@@ -198,6 +230,8 @@ mod tests {
         }
         nodes.extend([
             Node::Object(Class::Image, 16),
+            Node::Key(Class::Image, 16, 19, 1),
+            Node::Key(Class::Image, (1 << 30) - 1, 253, crate::model::keys::LARGEST_SERIAL),
             Node::NameLink(Class::Image, 16),
             Node::StateLink(Class::Image, 16),
         ]);

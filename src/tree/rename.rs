@@ -39,7 +39,7 @@ pub fn meaning(from: End<'_>, to: End<'_>, object: Option<&Object>) -> Result<Mo
     let source = from.node.ok_or_else(|| Reason::NotFound(format!("{:?} in this directory", from.name)))?;
     match (source, to.directory) {
         (Node::Scratch(serial), directory) if directory == from.directory => match to.node {
-            Some(attribute @ Node::Attribute(..)) => Ok(Move::Replace(serial, attribute)),
+            Some(attribute @ (Node::Attribute(..) | Node::Key(..))) => Ok(Move::Replace(serial, attribute)),
             Some(Node::Scratch(_)) | None => Ok(Move::Scratch(serial)),
             Some(_) => Err(no_meaning()),
         },

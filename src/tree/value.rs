@@ -96,6 +96,11 @@ pub fn instance_name(value: &str) -> Result<String, Reason> {
     name(value)
 }
 
+/// A key of `metadata/`, from its file name.
+pub fn metadata_key(file_name: &str) -> Result<String, Reason> {
+    name(&unescape(file_name).ok_or_else(|| malformed("this is no key as a file name is written"))?)
+}
+
 /// A name as a file name: `/`, `%`, control bytes and a leading dot are written `%XX`.
 pub fn escape(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len());

@@ -7,7 +7,7 @@ use super::content::find;
 use super::interface::Tree;
 use super::reference::Resolver;
 use super::value::text;
-use super::{Data, OpenFile, ReadCompletion, image, instance, task};
+use super::{Data, OpenFile, ReadCompletion, directory, image, instance, task};
 use crate::inventory::{Image, Object};
 use crate::model::Class;
 use crate::model::caller::{Caller, Role};
@@ -49,7 +49,7 @@ pub fn request(
 
 fn row_id(file: OpenFile) -> Option<u8> {
     match file.node {
-        super::Node::Attribute(_, _, row) => Some(row),
+        super::Node::Attribute(_, _, row) | super::Node::Key(_, _, row, _) => Some(row),
         super::Node::Directory(_)
         | super::Node::File(..)
         | super::Node::Object(..)
@@ -78,16 +78,20 @@ fn change<O, C>(
     if file.generation != object.ownership().generation {
         return Err(refused(Reason::HandleOutlivedOwner));
     }
-    let parse = match &row.write {
-        Write::Change(parse) => parse,
-        Write::Never | Write::Data => return Err(refused(Reason::ReadOnlyAttribute)),
-    };
     let value = text(bytes).map_err(refused)?;
     if value.is_empty() && file.written {
         return Ok(None);
     }
     let resolver = Resolver { inventory: &tree.inventory, caller, mountpoint: &tree.settings.mountpoint };
-    parse(value, &resolver).map(Some).map_err(refused)
+    let parsed = match (&row.write, file.node) {
+        (Write::Change(parse), _) => parse(value, &resolver),
+        (Write::Key(parse), super::Node::Key(_, _, row, serial)) => {
+            let key = directory::key(object, row, serial).ok_or_else(|| Reason::NotFound("such key any more".into()));
+            key.and_then(|key| parse(&key.name, value, &resolver))
+        }
+        (Write::Never | Write::Data | Write::Key(_), _) => Err(Reason::ReadOnlyAttribute),
+    };
+    parsed.map(Some).map_err(refused)
 }
 
 /// A handle on a draft's data.

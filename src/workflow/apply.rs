@@ -1,25 +1,28 @@
 //! Accepted changes, written into records; and the words in which events tell of them.
 
+use std::borrow::Cow;
+
 use super::draft;
 use super::judge::Judge;
 use crate::inventory::{Image, Instance};
 use crate::model::caller::{Caller, Ownership, Role};
 use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
 
 /// What changed, in words.
 pub(super) struct Words {
     /// The attribute.
-    pub(super) what: &'static str,
+    pub(super) what: Cow<'static, str>,
     /// What it read before.
     pub(super) from: String,
     /// What was asked for.
     pub(super) to: String,
 }
 
-fn words(what: &'static str, from: impl ToString, to: impl ToString) -> Words {
-    Words { what, from: from.to_string(), to: to.to_string() }
+fn words(what: impl Into<Cow<'static, str>>, from: impl ToString, to: impl ToString) -> Words {
+    Words { what: what.into(), from: from.to_string(), to: to.to_string() }
 }
 
 /// Tells of a change of an instance, before it is made.
@@ -54,6 +57,7 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
         InstanceChange::RebootSoft => words("reboot", "", "soft"),
         InstanceChange::RebootHard => words("reboot", "", "hard"),
         InstanceChange::ResetState => words("reset_state", "", "1"),
+        InstanceChange::Metadata(key, text) => metadata(&record.metadata, key, text.as_ref()),
     }
 }
 
@@ -69,6 +73,27 @@ pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
         }
         ImageChange::Owner(uid) => words("owner", record.ownership.owner, uid),
         ImageChange::Project(gid) => words("project", record.ownership.project, gid),
+        ImageChange::Metadata(key, text) => metadata(&record.metadata, key, text.as_ref()),
+        ImageChange::ImportFrom(source) => words(
+            "import_from",
+            record.import_from.as_deref().unwrap_or_default(),
+            source.as_deref().unwrap_or_default(),
+        ),
+    }
+}
+
+fn metadata(keys: &Keys<String>, key: &str, text: Option<&String>) -> Words {
+    let shown = |text: Option<&String>| text.cloned().unwrap_or_default();
+    words(format!("metadata/{key}"), shown(keys.get(key)), shown(text))
+}
+
+fn set_metadata(keys: &mut Keys<String>, key: &str, text: Option<&String>) -> Result<(), Reason> {
+    match text {
+        Some(text) => keys.set(key, text.clone()),
+        None => {
+            keys.remove(key);
+            Ok(())
+        }
     }
 }
 
@@ -80,7 +105,8 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         | InstanceChange::LockedReason(_)
         | InstanceChange::DisableTerminate(_)
         | InstanceChange::Owner(_)
-        | InstanceChange::Project(_) => true,
+        | InstanceChange::Project(_)
+        | InstanceChange::Metadata(..) => true,
         InstanceChange::Name(_)
         | InstanceChange::State(_)
         | InstanceChange::Image(_)
@@ -135,6 +161,7 @@ impl Judge<'_, '_> {
             InstanceChange::MemoryBytes(bytes) => record.memory_bytes = *bytes,
             InstanceChange::RootDiskBytes(bytes) => record.root_disk_bytes = Some(*bytes),
             InstanceChange::StopTimeoutSeconds(seconds) => record.stop_timeout_seconds = *seconds,
+            InstanceChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
             // These are operations.
             InstanceChange::State(_)
             | InstanceChange::RebootSoft
@@ -165,7 +192,7 @@ impl Judge<'_, '_> {
 }
 
 /// Writes an attribute of an image that is nothing but a record.
-pub(super) fn record_image(image: &mut Image, change: &ImageChange) {
+pub(super) fn record_image(image: &mut Image, change: &ImageChange) -> Result<(), Reason> {
     let record = &mut image.record;
     match change {
         ImageChange::Name(name) => record.name.clone_from(name),
@@ -173,9 +200,12 @@ pub(super) fn record_image(image: &mut Image, change: &ImageChange) {
         ImageChange::DiskFormat(format) => record.disk_format = Some(*format),
         ImageChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
         ImageChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
+        ImageChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
+        ImageChange::ImportFrom(source) => record.import_from.clone_from(source),
         // An operation.
         ImageChange::State(_) => {}
     }
+    Ok(())
 }
 
 /// Handles that were opened before can tell.

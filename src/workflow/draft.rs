@@ -13,12 +13,11 @@ use super::operation::{Ending, Halt, Run};
 use crate::inventory::{Image, Instance};
 use crate::model::Class;
 use crate::model::caller::Ownership;
-use crate::model::protection::{Action, Protection};
-use crate::model::record::{Draft, ErrorHistory, ImageRecord, InstanceRecord};
+use crate::model::protection::Action;
+use crate::model::record::{Draft, ImageRecord, InstanceRecord};
 
 const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
-const DEFAULT_STOP_TIMEOUT_SECONDS: u32 = 60;
 
 /// Writers of a draft that is to be discarded may go on for this long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -26,28 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A new instance draft.
 pub(super) fn new_instance(id: Uuid, number: u64, ownership: Ownership, now: u64) -> Instance {
     let record = InstanceRecord {
-        number,
-        name: id.to_string(),
-        description: String::new(),
-        ownership,
-        protection: Protection::default(),
-        created_at: now,
-        updated_at: now,
-        launched_at: None,
-        stop_timeout_seconds: DEFAULT_STOP_TIMEOUT_SECONDS,
         draft: Some(Draft { written: false }),
-        image: None,
         vcpus: DEFAULT_VCPUS,
         memory_bytes: DEFAULT_MEMORY_BYTES,
-        root_disk_bytes: None,
-        disks: Vec::new(),
-        crashed: None,
-        operation: None,
-        last_task: None,
-        errors: ErrorHistory::default(),
-        seen: None,
-        definition: None,
-        definition_revision: 0,
+        ..InstanceRecord::new(number, id.to_string(), ownership, now)
     };
     Instance { id, record, domain: None, task: None }
 }
@@ -55,20 +36,8 @@ pub(super) fn new_instance(id: Uuid, number: u64, ownership: Ownership, now: u64
 /// A new image draft.
 pub(super) fn new_image(id: Uuid, number: u64, ownership: Ownership, now: u64) -> Image {
     let record = ImageRecord {
-        number,
-        name: id.to_string(),
-        description: String::new(),
-        ownership,
-        created_at: now,
-        updated_at: now,
         draft: Some(Draft { written: false }),
-        disk_format: None,
-        size_bytes: 0,
-        virtual_size_bytes: 0,
-        sha512: None,
-        operation: None,
-        last_task: None,
-        errors: ErrorHistory::default(),
+        ..ImageRecord::new(number, id.to_string(), ownership, now)
     };
     Image { id, record, task: None, data_bytes: 0 }
 }

@@ -179,7 +179,7 @@ impl Judge<'_, '_> {
                     accepted.answer = image.task.as_ref().map_or(Answer::Now, |task| Answer::Operation(task.id));
                     continue;
                 }
-                Effect::Record => apply::record_image(&mut image, change),
+                Effect::Record => apply::record_image(&mut image, change)?,
                 Effect::Start(operation) => {
                     let begun = self.begin(caller, Class::Image, id, image.record.ownership, operation);
                     image.record.operation = Some(begun.id);
@@ -227,7 +227,7 @@ impl Judge<'_, '_> {
         };
         self.batch.put(object);
         *self.drafts.entry(caller.uid).or_default() += 1;
-        let told = Words { what: "draft", from: String::new(), to: "draft".to_owned() };
+        let told = Words { what: "draft".into(), from: String::new(), to: "draft".to_owned() };
         Ok(Accepted { entries: vec![entry(class, id, &id.to_string(), caller, told)], ..Accepted::default() })
     }
 
@@ -260,7 +260,7 @@ impl Judge<'_, '_> {
         self.batch.remove(class, id);
         let count = self.count_drafts(owner);
         self.drafts.insert(owner, count.saturating_sub(1));
-        let told = Words { what: "draft", from: "draft".to_owned(), to: "deleted".to_owned() };
+        let told = Words { what: "draft".into(), from: "draft".to_owned(), to: "deleted".to_owned() };
         Ok(Accepted {
             entries: vec![entry(class, id, &name, caller, told)],
             forgotten: Some(id),
@@ -383,7 +383,8 @@ fn rank(change: &InstanceChange) -> u8 {
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
-        | InstanceChange::StopTimeoutSeconds(_) => 1,
+        | InstanceChange::StopTimeoutSeconds(_)
+        | InstanceChange::Metadata(..) => 1,
         InstanceChange::Name(_) => 2,
         InstanceChange::State(_)
         | InstanceChange::RebootSoft
@@ -401,7 +402,7 @@ fn entry(class: Class, id: Uuid, name: &str, caller: &Caller, told: Words) -> En
         name: name.to_owned(),
         uid: caller.uid,
         login: caller.login.clone(),
-        what: told.what.to_owned(),
+        what: told.what.into_owned(),
         from: told.from,
         to: told.to,
         errno: String::new(),

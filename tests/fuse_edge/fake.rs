@@ -187,7 +187,7 @@ impl Interface for Fake {
                 let size = self.target(node)?.len() as u64;
                 Some(Attributes { kind: Kind::Symlink, ..file(0o777, size) })
             }
-            Node::StateLink(..) | Node::Scratch(_) => None,
+            Node::StateLink(..) | Node::Key(..) | Node::Scratch(_) => None,
         }
     }
 

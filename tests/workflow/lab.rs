@@ -17,7 +17,7 @@ use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image::Format;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::reason::Reason;
-use instancefs::model::record::{ErrorHistory, ImageRecord};
+use instancefs::model::record::ImageRecord;
 use instancefs::store::Store;
 use instancefs::store::sqlite::SqliteStore;
 use instancefs::workflow::events::EventLog;
@@ -215,21 +215,13 @@ impl World {
 }
 
 fn active_image(id: Uuid, number: u64) -> Image {
+    let ownership = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };
     let record = ImageRecord {
-        number,
-        name: "debian".to_owned(),
-        description: String::new(),
-        ownership: Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 },
-        created_at: 1,
-        updated_at: 1,
-        draft: None,
         disk_format: Some(Format::Qcow2),
         size_bytes: 1 << 20,
         virtual_size_bytes: IMAGE_BYTES,
         sha512: Some("00".to_owned()),
-        operation: None,
-        last_task: None,
-        errors: ErrorHistory::default(),
+        ..ImageRecord::new(number, "debian".to_owned(), ownership, 1)
     };
     Image { id, record, task: None, data_bytes: 1 << 20 }
 }

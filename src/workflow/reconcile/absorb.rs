@@ -14,13 +14,10 @@ use crate::model::Class;
 use crate::model::caller::{NO_PROJECT, Ownership};
 use crate::model::domain::{Domain, PowerState};
 use crate::model::protection::Protection;
-use crate::model::record::{ErrorHistory, InstanceRecord};
+use crate::model::record::InstanceRecord;
 use crate::store::Change;
 use crate::workflow::events::Entry;
 use crate::workflow::ledger::{Batch, now};
-
-/// `stop_timeout_seconds` of an instance that nobody set it for.
-const STOP_TIMEOUT_SECONDS: u32 = 60;
 
 /// What the hypervisor said.
 pub(super) struct Answers {
@@ -105,30 +102,11 @@ pub(super) fn absorb(batch: &mut Batch<'_>, stamps: &mut Stamps, answers: &Answe
 }
 
 fn appear(batch: &mut Batch<'_>, domain: &Domain, entries: &mut Vec<Entry>) {
-    let now = now();
+    let ownership = Ownership { owner: 0, project: NO_PROJECT, generation: 0 };
     let record = InstanceRecord {
-        number: batch.next_number(),
-        name: domain.name.clone(),
-        description: String::new(),
-        ownership: Ownership { owner: 0, project: NO_PROJECT, generation: 0 },
-        protection: Protection::default(),
-        created_at: now,
-        updated_at: now,
-        launched_at: None,
-        stop_timeout_seconds: STOP_TIMEOUT_SECONDS,
-        draft: None,
-        image: None,
-        vcpus: 0,
-        memory_bytes: 0,
-        root_disk_bytes: None,
-        disks: Vec::new(),
         crashed: has_crashed(domain).then(|| "crashed".to_owned()),
-        operation: None,
-        last_task: None,
-        errors: ErrorHistory::default(),
         seen: Some(domain.clone()),
-        definition: None,
-        definition_revision: 0,
+        ..InstanceRecord::new(batch.next_number(), domain.name.clone(), ownership, now())
     };
     let instance = Instance { id: domain.uuid, record, domain: Some(domain.clone()), task: None };
     entries.push(entry(&instance, "appeared", "", instance.observed().state.word()));

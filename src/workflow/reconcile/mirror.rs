@@ -70,7 +70,15 @@ pub fn metadata_element(record: &InstanceRecord) -> String {
     attribute("disable_terminate", if record.protection.disable_terminate { "1" } else { "0" });
     attribute("owner", &user_name(record.ownership.owner));
     attribute("project", &group_name(record.ownership.project));
-    element.push_str("/>");
+    if record.metadata.is_empty() {
+        element.push_str("/>");
+        return element;
+    }
+    element.push('>');
+    for (key, entry) in record.metadata.iter() {
+        let _written = write!(element, "<metadata key=\"{}\">{}</metadata>", escape(key), escape(&entry.value));
+    }
+    element.push_str("</instance>");
     element
 }
 
@@ -140,7 +148,8 @@ impl Reconciler {
             return Ok(());
         }
         let protection = &record.protection;
-        if protection.lock.is_some() || protection.disable_terminate || mirrored.metadata.is_some() {
+        let has_something = protection.lock.is_some() || protection.disable_terminate || !record.metadata.is_empty();
+        if has_something || mirrored.metadata.is_some() {
             let element = metadata_element(record);
             if mirrored.metadata.as_ref() != Some(&element) {
                 self.hypervisor.set_metadata(id, Some(&element))?;
