@@ -150,7 +150,7 @@ fn metadata_is_what_it_is_and_setting_it_to_that_succeeds() {
         bench.fails("Operation not permitted", script);
     }
     for script in
-        ["ln vcpus .x", "mkfifo .x", "mkdir .x", "ln -s x .x", "mkdir metadata", "mknod .x c 1 3", "ln -s a vda"]
+        ["ln vcpus .x", "mkfifo .x", "mkdir .x", "ln -s x .x", "mkdir snapshots", "mknod .x c 1 3", "ln -s a vda"]
     {
         bench.fails("not permitted", script);
     }
