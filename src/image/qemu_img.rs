@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::Format;
 use super::inspect::{Examined, examine};
+use crate::privilege::Privilege;
 
 /// `nobody` and `nogroup`, the same numbers everywhere: who reads untrusted bytes where we are root.
 const NOBODY: u32 = 65534;
@@ -108,7 +109,7 @@ pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format, size_
 
 /// Runs what parses untrusted bytes: without our rights, if we have any to lose.
 fn read_untrusted(command: Command) -> Result<Vec<u8>, String> {
-    let identity = nix::unistd::geteuid().is_root().then_some(NOBODY);
+    let identity = Privilege::of_this_process().is_root().then_some(NOBODY);
     cage::run(command, cage::Limits::reading(), identity)
 }
 

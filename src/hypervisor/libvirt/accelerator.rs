@@ -13,12 +13,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::embed;
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::definition::Profile;
+use crate::privilege::Privilege;
 
 /// How long the boot sector may take.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -74,6 +74,11 @@ pub fn probe_remembered(profile: &Profile, state_dir: &Path) -> Accelerator {
     if !Path::new(DEVICE).exists() {
         return Accelerator::Tcg;
     }
+    if let Some(remedy) = closed_to_us() {
+        // Not remembered: joining a group changes it.
+        log::warn!("you may not open {DEVICE}, guests are emulated; {remedy}");
+        return Accelerator::Tcg;
+    }
     let path = state_dir.join(REMEMBERED);
     let circumstances = circumstances(&profile.emulator);
     if let (Ok(now), Some(before)) = (&circumstances, remembered(&path))
@@ -93,6 +98,16 @@ pub fn probe_remembered(profile: &Profile, state_dir: &Path) -> Accelerator {
         log::warn!("cannot remember the accelerator in {}: {error}", path.display());
     }
     accelerator
+}
+
+/// What opens the device to an ordinary user; `None` if it is open, or we are root.
+fn closed_to_us() -> Option<String> {
+    let privilege = Privilege::of_this_process();
+    let opened = File::options().read(true).write(true).open(DEVICE);
+    let is_denied = opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let name = privilege.account().map_or_else(|| privilege.uid.to_string(), |user| user.name);
+    (is_denied && !privilege.is_root())
+        .then(|| format!("as root: adduser {name} kvm, and log in again (where udev does not do it: chgrp kvm {DEVICE} && chmod 0660 {DEVICE})"))
 }
 
 fn circumstances(emulator: &Path) -> io::Result<Circumstances> {
@@ -180,7 +195,7 @@ fn command(profile: &Profile, accelerator: Accelerator, disk: File) -> Command {
     command.arg(format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"));
     command.args(["-drive", "file=/dev/stdin,format=raw,if=ide,file.locking=off"]);
     command.stdin(disk).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
-    if geteuid().is_root()
+    if Privilege::of_this_process().is_root()
         && let Ok(user) = embed::unprivileged_user()
     {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());

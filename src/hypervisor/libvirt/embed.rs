@@ -8,11 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::unistd::{Gid, User, geteuid, getgrouplist};
+use nix::unistd::{Gid, User, getgrouplist};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::hypervisor::definition::Profile;
+use crate::privilege::Privilege;
 
 /// Users that distributions run QEMU as, most common first.
 const QEMU_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
@@ -41,7 +42,7 @@ pub fn prepare(root: &Path) -> Result<Option<User>, String> {
             profile.emulator.display()
         ));
     }
-    let user = if geteuid().is_root() { Some(unprivileged_user()?) } else { None };
+    let user = if Privilege::of_this_process().is_root() { Some(unprivileged_user()?) } else { None };
     let etc = root.join("etc");
     make_directory(root)
         .and_then(|()| make_directory(&etc))
@@ -103,17 +104,19 @@ pub(super) fn unprivileged_user() -> Result<User, String> {
     })
 }
 
+/// By how many bytes the path is too long for libvirt's sockets below it.
+pub(super) fn excess_length(root: &Path) -> usize {
+    root.as_os_str().len().saturating_sub(SOCKET_PATH_MAX - LONGEST_SOCKET.len())
+}
+
 fn check_length(root: &Path) -> Result<(), String> {
-    let most = SOCKET_PATH_MAX - LONGEST_SOCKET.len();
-    let length = root.as_os_str().len();
-    if length > most {
-        return Err(format!(
-            "{} is {length} bytes long, and libvirt's sockets in it allow {most}: use a state directory with a shorter \
-             path",
+    match excess_length(root) {
+        0 => Ok(()),
+        excess => Err(format!(
+            "{} is a path {excess} bytes too long for the sockets that libvirt makes in it: use a shorter one",
             root.display()
-        ));
+        )),
     }
-    Ok(())
 }
 
 /// Others may pass through (QEMU runs as another user) but not look.
@@ -258,9 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn a_root_too_long_for_a_socket_is_refused_with_both_lengths() {
+    fn a_root_too_long_for_a_socket_is_refused_with_the_excess() {
         let error = check_length(Path::new(&format!("/{}", "d".repeat(60)))).unwrap_err();
-        assert!(error.contains("61 bytes") && error.contains("50"), "{error}");
+        assert!(error.contains("11 bytes too long"), "{error}");
         assert!(check_length(Path::new("/var/lib/instancefs/libvirt")).is_ok());
     }
 
@@ -300,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_closed_directory_on_the_way_is_named_with_its_remedy() {
-        if !geteuid().is_root() {
+        if !Privilege::of_this_process().is_root() {
             eprintln!("not proven: only root can become another user");
             return;
         }

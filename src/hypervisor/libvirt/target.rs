@@ -2,11 +2,16 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::embed;
+use crate::privilege::Privilege;
+
 /// The sockets whose existence says that a libvirt daemon is meant to run on this host.
 const SYSTEM_SOCKETS: [&str; 2] = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
 
 const SYSTEM_URI: &str = "qemu:///system";
 const EMBED_URI: &str = "qemu:///embed";
+/// Its directory in the state directory.
+const EMBED_DIRECTORY: &str = "libvirt";
 
 /// A connection URI, and what has to be prepared for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,27 +23,28 @@ pub struct Target {
 impl Target {
     /// Reads `--connect`.
     ///
-    /// `auto` is `qemu:///system` where the socket of a libvirt daemon exists, whether it answers or not, and else
-    /// `embed`; `embed` is libvirt's QEMU driver inside our process with its files in `STATE/libvirt`; an absolute
+    /// `auto` is `qemu:///system` for root where the socket of a libvirt daemon exists, whether it answers or not, and
+    /// else `embed`: what an ordinary user makes is his own, also where he may use the system's daemon; `embed` is libvirt's QEMU driver inside our process with its files in `STATE/libvirt`; an absolute
     /// path or `unix:PATH` is the socket of a daemon; anything else is a libvirt URI and is used as it is.
     ///
     /// # Errors
     ///
     /// A sentence that says what may be written.
     pub fn parse(text: &str, state_dir: &Path) -> Result<Target, String> {
-        Self::parse_with(text, state_dir, |socket| Path::new(socket).symlink_metadata().is_ok())
+        let is_root = Privilege::of_this_process().is_root();
+        Self::parse_with(text, state_dir, |socket| is_root && Path::new(socket).symlink_metadata().is_ok())
     }
 
-    fn parse_with(text: &str, state_dir: &Path, exists: impl Fn(&str) -> bool) -> Result<Target, String> {
+    fn parse_with(text: &str, state_dir: &Path, offers: impl Fn(&str) -> bool) -> Result<Target, String> {
         match text {
             "auto" => {
-                if SYSTEM_SOCKETS.iter().any(|socket| exists(socket)) {
+                if SYSTEM_SOCKETS.iter().any(|socket| offers(socket)) {
                     Ok(Self::plain(SYSTEM_URI))
                 } else {
-                    Self::embedded(&state_dir.join("libvirt"))
+                    Self::embedded_in(state_dir)
                 }
             }
-            "embed" | EMBED_URI => Self::embedded(&state_dir.join("libvirt")),
+            "embed" | EMBED_URI => Self::embedded_in(state_dir),
             _ => {
                 if let Some(path) = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text)) {
                     return Self::socket(path);
@@ -96,6 +102,20 @@ impl Target {
 
     fn plain(uri: &str) -> Target {
         Target { uri: uri.to_owned(), embed_root: None }
+    }
+
+    /// In the state directory, unless libvirt's sockets would not fit below.
+    fn embedded_in(state_dir: &Path) -> Result<Target, String> {
+        let root = state_dir.join(EMBED_DIRECTORY);
+        let excess = embed::excess_length(&root);
+        if excess > 0 {
+            return Err(format!(
+                "the state directory {} has a path that is {excess} bytes too long for the sockets that libvirt makes \
+                 in it; name a shorter one with --state-dir",
+                state_dir.display()
+            ));
+        }
+        Self::embedded(&root)
     }
 
     pub(super) fn embedded(root: &Path) -> Result<Target, String> {
@@ -213,6 +233,14 @@ mod tests {
         assert_eq!(Target::from_recorded(target.uri()).unwrap(), target);
         assert!(Target::from_recorded("qemu:///embed").is_err());
         assert!(Target::from_recorded("qemu:///embed?root=relative").is_err());
+    }
+
+    #[test]
+    fn a_state_directory_too_long_for_sockets_is_refused_with_the_remedy() {
+        let long = format!("/home/{}", "a".repeat(60));
+        let error = parse("auto").and_then(|_| Target::parse_with("auto", Path::new(&long), |_| false)).unwrap_err();
+        assert!(error.contains("24 bytes too long") && error.contains("--state-dir"), "{error}");
+        assert!(Target::parse_with("auto", Path::new("/home/ann/.local/state/instancefs"), |_| false).is_ok());
     }
 
     #[test]
