@@ -1,6 +1,8 @@
-//! What can be configured: `/etc/instancefs.toml`, mount options (`-o`) and flags, the later winning over the earlier.
+//! What can be configured: `/etc/instancefs.toml` (an ordinary user's own: `~/.config/instancefs.toml`), mount options
+//! (`-o`) and flags, the later winning over the earlier.
 
 mod duration;
+pub mod place;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,17 +10,14 @@ use std::time::Duration;
 use nix::unistd::Group;
 use serde::{Deserialize, Deserializer};
 
+use crate::privilege::Privilege;
 pub use duration::parse as parse_duration;
 
-/// The configuration that is read where none is named; it may be absent.
-pub const DEFAULT_FILE: &str = "/etc/instancefs.toml";
-/// Where the state lives where nobody says otherwise.
-pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/instancefs";
 /// How long a write waits for the end of its work.
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
-/// Who may enter the tree.
+/// Who may enter root's tree.
 pub const DEFAULT_ACCESS_GROUP: &str = "libvirt";
-/// Who may read `events` and `metrics`.
+/// Who may read `events` and `metrics` in it.
 pub const DEFAULT_ADMIN_GROUP: &str = "adm";
 
 /// Options of mount(8) and of fstab that mean nothing here, or that hold anyway.
@@ -90,6 +89,9 @@ pub enum ConfigError {
         /// What is wrong with its value.
         detail: String,
     },
+    /// An ordinary user without a home, and nothing named.
+    #[error("your home directory is not known, where the state would be kept; set HOME, or name a --state-dir")]
+    NoHome,
     /// A group that was named does not exist.
     #[error("the group '{name}', named as {purpose}, does not exist; create it (groupadd) or name another one")]
     NoGroup {
@@ -133,10 +135,14 @@ pub struct Layer {
 /// Everything that a mount needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Who mounts.
+    pub privilege: Privilege,
     /// The connection, if somebody named one; `auto` is `None` too.
     pub connect: Option<String>,
     /// The state directory.
     pub state_directory: PathBuf,
+    /// It is the usual place in an ordinary user's home, so that the directories above it may be made.
+    pub is_in_home: bool,
     /// How long a write waits for the end of its work.
     pub settle: Duration,
     /// Refuse every change.
@@ -166,11 +172,12 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 impl Layer {
     /// Reads a configuration file; without `named` the default one, which may be absent.
     pub fn from_file(named: Option<&Path>) -> Result<Layer, ConfigError> {
-        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
-        match std::fs::read_to_string(path) {
-            Ok(text) => Layer::from_toml(path, &text),
+        let usual = || place::configuration(Privilege::of_this_process());
+        let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(Layer::default()) };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Layer::from_toml(&path, &text),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Layer::default()),
-            Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), source }),
+            Err(source) => Err(ConfigError::Unreadable { path, source }),
         }
     }
 
@@ -231,30 +238,36 @@ impl Layer {
 
     /// Fills in the defaults and looks up the groups.
     pub fn resolve(self) -> Result<Settings, ConfigError> {
-        self.resolve_with(&|name| {
+        let lookup = |name: &str| {
             let group = Group::from_name(name);
             let found = group.map_err(|source| ConfigError::GroupLookup { name: name.to_owned(), source })?;
             Ok(found.map(|group| group.gid.as_raw()))
-        })
+        };
+        self.resolve_with(Privilege::of_this_process(), &lookup)
     }
 
-    fn resolve_with(self, lookup: &Lookup<'_>) -> Result<Settings, ConfigError> {
+    fn resolve_with(self, privilege: Privilege, lookup: &Lookup<'_>) -> Result<Settings, ConfigError> {
         let named =
             |name: &str, purpose| lookup(name)?.ok_or_else(|| ConfigError::NoGroup { name: name.to_owned(), purpose });
         let group = |name: Option<String>, default: &str, purpose| match name {
             Some(name) => named(&name, purpose),
+            // Nobody else enters his mount.
+            None if !privilege.is_root() => Ok(privilege.gid),
             None => Ok(lookup(default)?.unwrap_or_else(|| {
                 log::warn!("there is no group '{default}', so {purpose} is root's group; name one with -o {purpose}=");
                 0
             })),
         };
         let projects = self.projects.unwrap_or_default();
+        let is_in_home = self.state_dir.is_none() && !privilege.is_root();
         Ok(Settings {
+            privilege,
             access_group: group(self.access_group, DEFAULT_ACCESS_GROUP, "access_group")?,
             admin_group: group(self.admin_group, DEFAULT_ADMIN_GROUP, "admin_group")?,
             projects: projects.iter().map(|name| named(name, "a project")).collect::<Result<_, _>>()?,
             connect: self.connect.filter(|uri| uri != "auto"),
-            state_directory: self.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIRECTORY.into()),
+            state_directory: self.state_dir.or_else(|| place::state(privilege)).ok_or(ConfigError::NoHome)?,
+            is_in_home,
             settle: self.settle.unwrap_or(DEFAULT_SETTLE),
             read_only: self.read_only.unwrap_or(false),
         })
@@ -267,6 +280,8 @@ type Lookup<'a> = dyn Fn(&str) -> Result<Option<u32>, ConfigError> + 'a;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ROOT: Privilege = Privilege { uid: 0, gid: 0 };
 
     fn toml(text: &str) -> Result<Layer, ConfigError> {
         Layer::from_toml(Path::new("/etc/instancefs.toml"), text)
@@ -324,17 +339,26 @@ mod tests {
     #[test]
     fn a_missing_default_group_is_roots_and_a_missing_named_one_an_error() {
         let nobody = |_: &str| Ok(None);
-        let settings = Layer::default().resolve_with(&nobody).unwrap();
+        let settings = Layer::default().resolve_with(ROOT, &nobody).unwrap();
         assert_eq!((settings.access_group, settings.admin_group), (0, 0));
         for option in ["access_group=ghosts", "admin_group=ghosts", "projects=ghosts"] {
-            let error = Layer::from_options([option]).unwrap().resolve_with(&nobody).unwrap_err().to_string();
+            let error = Layer::from_options([option]).unwrap().resolve_with(ROOT, &nobody).unwrap_err().to_string();
             assert!(error.contains("'ghosts'"), "{error}");
         }
     }
 
     #[test]
+    fn an_ordinary_user_is_in_no_need_of_groups() {
+        let user = Privilege { uid: 1000, gid: 100 };
+        let layer = Layer { state_dir: Some("/s".into()), ..Layer::default() };
+        let settings = layer.resolve_with(user, &|_| Ok(Some(7))).unwrap();
+        assert_eq!((settings.access_group, settings.admin_group), (100, 100));
+        assert!(!settings.is_in_home, "what somebody has named is not made with its parents");
+    }
+
+    #[test]
     fn auto_names_no_connection() {
         let layer = Layer { connect: Some("auto".to_owned()), ..Layer::default() };
-        assert_eq!(layer.resolve_with(&|_| Ok(Some(7))).unwrap().connect, None);
+        assert_eq!(layer.resolve_with(ROOT, &|_| Ok(Some(7))).unwrap().connect, None);
     }
 }

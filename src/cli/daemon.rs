@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::fuse::{self, Mount};
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::inventory::{Change, Inventory, Part};
+use crate::privilege::Privilege;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use crate::tree::{self, Tree};
@@ -110,6 +111,7 @@ pub enum DaemonError {
 /// Everything but the mount.
 pub struct Prepared {
     mountpoint: PathBuf,
+    privilege: Privilege,
     read_only: bool,
     changes: Receiver<Arc<Vec<Change>>>,
     reconciler: Arc<Reconciler>,
@@ -157,7 +159,7 @@ impl Daemon {
         let path = state.path().join("events");
         let events =
             EventLog::open(path.clone(), inventory.clone()).map_err(|source| DaemonError::Events { path, source })?;
-        let guest_group = guest_group();
+        let guest_group = guest_group(settings.privilege);
         let block = Arc::new(DirectoryBackend::new(state.path().join("disks"), guest_group));
         let reconciler = Reconciler::start(
             ledger.clone(),
@@ -168,6 +170,7 @@ impl Daemon {
             reconcile::Settings {
                 state_directory: state.path().to_owned(),
                 interval: RECONCILE_INTERVAL,
+                owner: settings.privilege.uid,
                 read_only: settings.read_only,
             },
         );
@@ -202,6 +205,7 @@ impl Daemon {
             reconciler.clone(),
             events,
             tree::Settings {
+                privilege: settings.privilege,
                 access_group: settings.access_group,
                 admin_group: settings.admin_group,
                 mountpoint: mountpoint.to_owned(),
@@ -209,7 +213,14 @@ impl Daemon {
                 started_at: now(),
             },
         );
-        Ok(Prepared { mountpoint: mountpoint.to_owned(), read_only: settings.read_only, changes, reconciler, tree })
+        Ok(Prepared {
+            mountpoint: mountpoint.to_owned(),
+            privilege: settings.privilege,
+            read_only: settings.read_only,
+            changes,
+            reconciler,
+            tree,
+        })
     }
 }
 
@@ -221,6 +232,7 @@ impl Prepared {
         announcer.set_announcer(Part::Down { since: now(), detail: "it is starting".to_owned() });
         let options = fuse::Options {
             mountpoint: path.clone(),
+            privilege: self.privilege,
             read_only: self.read_only,
             announce: true,
             program: None,
@@ -314,8 +326,11 @@ fn try_accelerator(hypervisor: Arc<dyn Hypervisor>) -> impl FnOnce() {
     }
 }
 
-/// The group that QEMU runs in where libvirt is set up as distributions do.
-fn guest_group() -> Option<u32> {
+/// The group that QEMU runs in where libvirt is set up as distributions do. An ordinary user's guests run as himself.
+fn guest_group(privilege: Privilege) -> Option<u32> {
+    if !privilege.is_root() {
+        return None;
+    }
     let user = GUEST_USERS.iter().find_map(|name| User::from_name(name).ok().flatten())?;
     Some(user.gid.as_raw())
 }

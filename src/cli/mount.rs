@@ -1,7 +1,6 @@
 //! `instancefs mount`: from the command line to a mount that answers, and back.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,10 +16,11 @@ use crate::config::{ConfigError, Layer, parse_duration};
 /// The command line of `mount`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Where the virtual machines are: auto, embed, a libvirt URI, or the path of a libvirt socket [default: auto]
+    /// Where the virtual machines are: auto, embed, a libvirt URI, or the path of a libvirt socket [default: auto]; an
+    /// ordinary user's auto is embed
     #[arg(long, value_name = "URI")]
     connect: Option<String>,
-    /// Where instancefs keeps its records [default: /var/lib/instancefs]
+    /// Where instancefs keeps its records [default: /var/lib/instancefs; an ordinary user's: ~/.local/state/instancefs]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// How long a write waits for the end of its work [default: 3s]
@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Return when the mount answers; messages go to the file log in the state directory
     #[arg(long)]
     background: bool,
-    /// Read this configuration instead of /etc/instancefs.toml
+    /// Read this configuration instead of /etc/instancefs.toml, or an ordinary user's ~/.config/instancefs.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Mount options: ro, access_group=NAME, admin_group=NAME, projects=A:B, settle=DURATION, connect=URI, state_dir=DIR
@@ -60,12 +60,9 @@ pub enum MountError {
     /// The daemon.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// No FUSE in this kernel.
-    #[error("there is no /dev/fuse; load the kernel module: modprobe fuse")]
-    NoFuse,
-    /// Not root, as a rule.
-    #[error("/dev/fuse cannot be opened; mount as root")]
-    FuseDenied(#[source] io::Error),
+    /// No FUSE in this kernel, or not for us.
+    #[error("{0}")]
+    NoFuse(io::Error),
     /// Signals cannot be caught.
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
@@ -103,8 +100,12 @@ fn serve(arguments: &Arguments, caller: &mut Option<Caller>) -> Result<(), Mount
         .over(Layer::from_options(arguments.options.iter().map(String::as_str))?)
         .over(Layer::from_file(arguments.config.as_deref())?)
         .resolve()?;
-    check_fuse()?;
+    // Said now, not after a connection was made.
+    crate::fuse::open_device().map_err(MountError::NoFuse)?;
     let mountpoint = Mountpoint::resolve(&arguments.mountpoint)?;
+    if settings.is_in_home {
+        StateDirectory::make_parents(&settings.state_directory)?;
+    }
     let mut state = StateDirectory::open(&settings.state_directory)?;
     mountpoint.prepare(&state)?;
     if let Some(caller) = caller.as_mut() {
@@ -128,13 +129,4 @@ fn serve(arguments: &Arguments, caller: &mut Option<Caller>) -> Result<(), Mount
     daemon.wait()?;
     log::info!("{} is unmounted; guests go on running", mountpoint.path().display());
     Ok(())
-}
-
-/// Says now, not after a connection was made, that there is no FUSE for us.
-fn check_fuse() -> Result<(), MountError> {
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MountError::NoFuse),
-        Err(error) => Err(MountError::FuseDenied(error)),
-    }
 }

@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, umount2};
-
 use super::probe::{self, Answer};
 use super::state_directory::{RememberedMount, StateDirectory};
+use crate::fuse;
+use crate::privilege::Privilege;
 
 /// Enough symlinks for anybody, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
@@ -50,7 +50,7 @@ pub enum MountpointError {
         /// The mount point.
         path: PathBuf,
         /// Why.
-        source: nix::Error,
+        source: io::Error,
     },
     /// The state would disappear below the mount.
     #[error("the state directory {state} lies below the mount point {path}, which would hide it; move one of them")]
@@ -208,11 +208,7 @@ impl Mountpoint {
 
     /// Aborts the connection, which ends everybody who hangs on it, then takes the mount away.
     fn sweep(&self) -> Result<(), MountpointError> {
-        let nofollow = MntFlags::UMOUNT_NOFOLLOW;
-        if umount2(&self.0, MntFlags::MNT_FORCE | nofollow).is_ok() {
-            return Ok(());
-        }
-        umount2(&self.0, MntFlags::MNT_DETACH | nofollow)
+        fuse::take_away(&self.0, Privilege::of_this_process())
             .map_err(|source| MountpointError::Stuck { path: self.0.clone(), source })
     }
 }

@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::privilege::Privilege;
+
 /// Guests pass through to their disks, nobody lists.
 const MODE: u32 = 0o711;
+/// An ordinary user's guests run as himself.
+const PRIVATE_MODE: u32 = 0o700;
 const LOCK: &str = "lock";
 const LOG: &str = "log";
 const STORE: &str = "instancefs.db";
@@ -95,8 +99,10 @@ pub struct StateDirectory {
 impl StateDirectory {
     /// Creates the directory if its parent exists, checks whose it is, and locks it.
     pub fn open(path: &Path) -> Result<StateDirectory, StateDirectoryError> {
+        let privilege = Privilege::of_this_process();
+        let mode = if privilege.is_root() { MODE } else { PRIVATE_MODE };
         let path = std::path::absolute(path).map_err(|source| failed(path, "found", source))?;
-        match DirBuilder::new().mode(MODE).create(&path) {
+        match DirBuilder::new().mode(mode).create(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -106,7 +112,7 @@ impl StateDirectory {
         }
         let path = path.canonicalize().map_err(|source| failed(&path, "read", source))?;
         let metadata = path.metadata().map_err(|source| failed(&path, "read", source))?;
-        check_owner(&path, &metadata)?;
+        check_owner(&path, &metadata, privilege)?;
         let fresh = !is_ours(&path)?;
 
         let lock = OpenOptions::new()
@@ -129,13 +135,21 @@ impl StateDirectory {
         })?;
         if fresh {
             // mkdir's mode is subject to the umask, and an empty directory may have been made by anybody's mkdir.
-            std::fs::set_permissions(&path, Permissions::from_mode(MODE))
+            std::fs::set_permissions(&path, Permissions::from_mode(mode))
                 .map_err(|source| failed(&path, "written", source))?;
         }
         let last_mount = remembered(&content(&mut lock));
         let mut directory = StateDirectory { path, lock, last_mount };
         directory.remember(None)?;
         Ok(directory)
+    }
+
+    /// Makes the directories above the usual place in a user's home, for him alone as the XDG base directory
+    /// specification wants it.
+    pub fn make_parents(path: &Path) -> Result<(), StateDirectoryError> {
+        let Some(parent) = path.parent() else { return Ok(()) };
+        let made = DirBuilder::new().recursive(true).mode(PRIVATE_MODE).create(parent);
+        made.map_err(|source| failed(parent, "created", source))
     }
 
     /// The directory, canonical.
@@ -182,12 +196,12 @@ fn failed(path: &Path, what: &'static str, source: io::Error) -> StateDirectoryE
     }
 }
 
-fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), StateDirectoryError> {
+fn check_owner(path: &Path, metadata: &Metadata, privilege: Privilege) -> Result<(), StateDirectoryError> {
     if !metadata.is_dir() {
         return Err(StateDirectoryError::NotDirectory(path.to_owned()));
     }
     let mode = metadata.mode() & 0o7777;
-    if metadata.uid() != nix::unistd::geteuid().as_raw() || mode & 0o022 != 0 {
+    if metadata.uid() != privilege.uid || mode & 0o022 != 0 {
         return Err(StateDirectoryError::Unsafe { path: path.to_owned(), owner: metadata.uid(), mode });
     }
     Ok(())

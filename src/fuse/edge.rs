@@ -288,7 +288,7 @@ impl Edge {
         }
         let caller = match writing {
             true => self.caller(request),
-            false => Callers::plain(request.uid(), request.gid()),
+            false => self.callers.plain(request.uid(), request.gid()),
         };
         match self.open_data(node, caller, writing) {
             Some(data) => Ok(Purpose::Data(data?)),

@@ -16,6 +16,7 @@ mod child;
 mod device;
 mod edge;
 mod filesystem;
+mod fusermount;
 mod handle;
 mod inode;
 mod job;
@@ -38,7 +39,8 @@ use self::announce::{Publisher, Stale, invalidate};
 use self::caller::Callers;
 use self::child::Announcer;
 pub use self::child::OnAnnouncer;
-use self::device::{Mounted, mount_at};
+use self::device::{Connection, Mounted, mount_at};
+pub use self::device::{open as open_device, take_away};
 use self::edge::Edge;
 use self::filesystem::Frontend;
 use self::handle::Handles;
@@ -46,6 +48,7 @@ use self::pool::Pool;
 use self::queue::Queue;
 use self::watch::{Pollers, Versions};
 use crate::inventory::Change;
+use crate::privilege::Privilege;
 use crate::tree::Interface;
 
 /// The name of the source and of the file system's subtype in the table of mounts.
@@ -53,11 +56,15 @@ pub const NAME: &str = "instancefs";
 
 /// More threads cost locality and win nothing: no request is waited for in them.
 const SESSION_THREADS: usize = 2;
+/// The name of the thread that ends with the connection.
+const SESSION: &str = "session";
 
 /// How to mount.
 pub struct Options {
     /// Where.
     pub mountpoint: PathBuf,
+    /// Who mounts, and how then: see [`Privilege`].
+    pub privilege: Privilege,
     /// Refuse every request that would change something, `EROFS`.
     pub read_only: bool,
     /// Raise inotify events for changes, by an announcer process.
@@ -100,7 +107,7 @@ impl Mount {
             versions: Versions::default(),
             pollers: Pollers::default(),
             queue: queue.clone(),
-            callers: Callers::default(),
+            callers: Callers::new(options.privilege),
             pool: Pool::start()?,
             kernel: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -113,7 +120,7 @@ impl Mount {
         // No kernel has cached anything yet.
         stale_names.try_iter().for_each(drop);
 
-        let (connection, mounted) = mount_at(&options.mountpoint, NAME)?;
+        let (connection, mounted) = mount_at(&options.mountpoint, NAME, options.privilege)?;
         let mut config = Config::default();
         config.n_threads = Some(SESSION_THREADS);
         config.clone_fd = false;
@@ -156,7 +163,7 @@ impl Mount {
             end.came.notify_all();
         };
         let mut threads = self.threads.lock();
-        threads.push(spawn("session", Box::new(serve))?);
+        threads.push(spawn(SESSION, Box::new(serve))?);
         let kernel = notifier.clone();
         // Not joined: the kernel may keep it waiting for a lock for as long as a user likes. It ends with its channel.
         spawn("invalidation", Box::new(move || invalidate(stale_names, &kernel)))?;
@@ -190,10 +197,18 @@ impl Mount {
         if let Some(announcer) = &self.announcer {
             announcer.kill();
         }
-        self.mounted.unmount()?;
+        let connection = self.mounted.unmount()?;
+        if connection == Connection::Lingering {
+            // Who still has a file open is served until this process ends, and not waited for.
+            self.end.result.lock().get_or_insert(Ok(()));
+            self.end.came.notify_all();
+        }
         self.edge.queue.stop();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             let name = thread.thread().name().unwrap_or_default().to_owned();
+            if connection == Connection::Lingering && name == SESSION {
+                continue;
+            }
             if thread.join().is_err() {
                 log::error!("the thread {name} has panicked");
             }

@@ -14,12 +14,14 @@ pub struct Caller {
     /// The person: the name behind the audit login uid where there is one (sudo makes everybody root), else behind
     /// [`Caller::uid`]; a number where the uid has no name.
     pub login: String,
+    /// He is the ordinary user whose mount this is.
+    pub is_mounter: bool,
 }
 
 impl Caller {
     /// The daemon itself, for what no request asked for.
     pub fn daemon() -> Caller {
-        Caller { uid: 0, gid: 0, groups: Vec::new(), login: "instancefs".to_owned() }
+        Caller { uid: 0, gid: 0, groups: Vec::new(), login: "instancefs".to_owned(), is_mounter: false }
     }
 
     /// Whether he is in the group, by primary or supplementary membership.
@@ -31,6 +33,8 @@ impl Caller {
     pub fn role(&self, ownership: &Ownership) -> Role {
         if self.uid == 0 {
             Role::Root
+        } else if self.is_mounter {
+            Role::Mounter
         } else if self.uid == ownership.owner {
             Role::Owner
         } else if ownership.project != NO_PROJECT && self.in_group(ownership.project) {
@@ -60,10 +64,22 @@ pub struct Ownership {
 pub enum Role {
     /// uid 0.
     Root,
+    /// The ordinary user whose mount it is: nobody else is in it, and he may do what root may, but give things away.
+    Mounter,
     /// The object's owner.
     Owner,
     /// A member of its project.
     Member,
     /// Anybody else.
     Stranger,
+}
+
+impl Role {
+    /// Whether he administers the tree: opens every lock, resets states.
+    pub fn is_administrator(self) -> bool {
+        match self {
+            Role::Root | Role::Mounter => true,
+            Role::Owner | Role::Member | Role::Stranger => false,
+        }
+    }
 }

@@ -107,7 +107,7 @@ pub fn judge_instance(
     match change {
         InstanceChange::State(word) => instance::decide(situation, *word).map(Effect::from),
         InstanceChange::Locked(true) => {
-            let raises = |level| level == Level::Owner && situation.role == Role::Root;
+            let raises = |level| level == Level::Owner && situation.role.is_administrator();
             if protection.lock.as_ref().is_some_and(|lock| !raises(lock.level)) {
                 return Ok(Effect::AlreadyTrue);
             }
@@ -154,7 +154,7 @@ pub fn judge_instance(
         InstanceChange::RebootSoft => reboot(situation, Operation::RebootSoft),
         InstanceChange::RebootHard => reboot(situation, Operation::RebootHard),
         InstanceChange::ResetState => {
-            if situation.role != Role::Root {
+            if !situation.role.is_administrator() {
                 return Err(Reason::RootOnly);
             }
             protection.check(Action::Change, situation.role)?;

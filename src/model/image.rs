@@ -142,7 +142,7 @@ pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
 /// Who is neither owner, member nor root has no business here.
 pub fn access(situation: &Situation<'_>) -> Result<(), Reason> {
     match situation.role {
-        Role::Root | Role::Owner | Role::Member => Ok(()),
+        Role::Root | Role::Mounter | Role::Owner | Role::Member => Ok(()),
         Role::Stranger => Err(Reason::NotYours { class: Class::Image }),
     }
 }

@@ -11,7 +11,7 @@ use super::reason::Reason;
 pub enum Level {
     /// Owner or project member: whoever may write the object may unlock it.
     Owner,
-    /// Root: only root unlocks it.
+    /// Root, or whose mount it is: only he unlocks it.
     Admin,
 }
 
@@ -58,7 +58,7 @@ impl Protection {
             (Action::Delete, None) if self.disable_terminate => Err(Reason::TerminateDisabled),
             (Action::Change | Action::Delete, None) => Ok(()),
             (Action::Unlock | Action::Lock, Some(lock)) => match (lock.level, role) {
-                (Level::Owner, _) | (Level::Admin, Role::Root) => Ok(()),
+                (Level::Owner, _) | (Level::Admin, Role::Root | Role::Mounter) => Ok(()),
                 (Level::Admin, Role::Owner | Role::Member | Role::Stranger) => Err(Reason::AdminLock(lock.clone())),
             },
             (Action::Unlock | Action::Lock, None) => Ok(()),

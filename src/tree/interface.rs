@@ -12,6 +12,7 @@ use super::content::{Rendered, find, link, snapshot};
 use super::directory::rows;
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node};
+use super::private::private;
 use super::rename::{self, End, Move};
 use super::root::{self, Audience};
 use super::scratch::{self, Scratch};
@@ -23,6 +24,7 @@ use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+use crate::privilege::Privilege;
 use crate::workflow::engine::Engine;
 use crate::workflow::events::EventLog;
 use crate::workflow::reconcile::Reconciler;
@@ -31,6 +33,8 @@ use crate::workflow::request::{Completion, Request, Submission, Wait};
 /// What the mount decides.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Who mounts.
+    pub privilege: Privilege,
     /// The group that may see the class directories.
     pub access_group: u32,
     /// The group that may read `events`.
@@ -124,8 +128,9 @@ impl Tree {
     }
 }
 
-impl Interface for Tree {
-    fn attributes(&self, node: Node) -> Option<Attributes> {
+impl Tree {
+    /// What a place is in a mount that root shares with others.
+    fn shared_attributes(&self, node: Node) -> Option<Attributes> {
         let group = self.settings.access_group;
         let time = self.settings.started_at;
         let directory = |mode, gid| Attributes {
@@ -171,6 +176,14 @@ impl Interface for Tree {
             }
             Node::Attribute(..) | Node::Key(..) => self.object_attributes(node, &self.object(node)?),
         }
+    }
+}
+
+impl Interface for Tree {
+    fn attributes(&self, node: Node) -> Option<Attributes> {
+        let shared = self.shared_attributes(node)?;
+        let privilege = self.settings.privilege;
+        Some(if privilege.is_root() { shared } else { private(shared, privilege) })
     }
 
     fn node(&self, inode: u64) -> Option<Node> {

@@ -15,6 +15,7 @@ pub mod instance;
 pub mod interface;
 pub mod names;
 pub mod node;
+mod private;
 pub mod reference;
 mod rename;
 pub mod root;

@@ -82,7 +82,7 @@ impl Resolver<'_> {
 
     fn may_read(&self, object: &Object) -> bool {
         match self.caller.role(&object.ownership()) {
-            Role::Root | Role::Owner | Role::Member => true,
+            Role::Root | Role::Mounter | Role::Owner | Role::Member => true,
             Role::Stranger => false,
         }
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::draft;
 use super::judge::Judge;
 use crate::inventory::{Image, Instance};
-use crate::model::caller::{Caller, Ownership, Role};
+use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
@@ -139,7 +139,7 @@ impl Judge<'_, '_> {
             InstanceChange::Description(text) => record.description.clone_from(text),
             InstanceChange::Locked(true) => {
                 let reason = record.protection.lock.take().map(|lock| lock.reason).unwrap_or_default();
-                let level = if role == Role::Root { Level::Admin } else { Level::Owner };
+                let level = if role.is_administrator() { Level::Admin } else { Level::Owner };
                 record.protection.lock = Some(Lock { by: caller.login.clone(), at: self.now, level, reason });
             }
             InstanceChange::Locked(false) => record.protection.lock = None,

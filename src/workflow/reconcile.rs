@@ -62,6 +62,8 @@ pub struct Settings {
     pub state_directory: PathBuf,
     /// Time between two full passes.
     pub interval: Duration,
+    /// Whose the domains are that somebody else defines.
+    pub owner: u32,
     /// Observe only: nothing is mirrored into domains.
     pub read_only: bool,
 }
@@ -289,7 +291,9 @@ impl Reconciler {
     fn absorb(&self, answers: &Answers) -> Result<(), HypervisorError> {
         // Held over both tries, so that nobody takes what the first one failed to bring in for known.
         let mut stamps = self.stamps.lock();
-        let mut absorb = |extent| self.ledger.transact(|batch| absorb::absorb(batch, &mut stamps, answers, extent));
+        let owner = self.settings.owner;
+        let mut absorb =
+            |extent| self.ledger.transact(|batch| absorb::absorb(batch, &mut stamps, answers, owner, extent));
         let (entries, failure) = match absorb(Extent::Everything) {
             Ok(entries) => (entries, None),
             // What the hypervisor says of known domains is shown even so.

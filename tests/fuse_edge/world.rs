@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use instancefs::fuse::{Mount, Options};
+use instancefs::privilege::Privilege;
 use nix::mount::{MntFlags, umount2};
 
 use crate::fake::Fake;
@@ -29,6 +30,7 @@ fn the_daemon_of_the_other_tests() {
     let fake = Arc::new(Fake::new(sender).expect("a tree"));
     let options = Options {
         mountpoint: PathBuf::from(mountpoint),
+        privilege: Privilege::of_this_process(),
         read_only: flags.contains("read-only"),
         announce: !flags.contains("silent"),
         program: Some(PathBuf::from(env!("CARGO_BIN_EXE_instancefs"))),

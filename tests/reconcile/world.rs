@@ -88,7 +88,7 @@ impl World {
             Arc::clone(&hypervisor) as Arc<dyn Hypervisor>,
             Arc::clone(&events),
             incoming,
-            Settings { state_directory: state, interval, read_only },
+            Settings { state_directory: state, interval, owner: 0, read_only },
         );
         World { directory, hypervisor, store, ledger, events, reconciler }
     }

@@ -34,15 +34,15 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const IMAGE_BYTES: u64 = 1 << 30;
 
 pub fn root() -> Caller {
-    Caller { uid: 0, gid: 0, groups: Vec::new(), login: "root".to_owned() }
+    Caller { uid: 0, gid: 0, groups: Vec::new(), login: "root".to_owned(), is_mounter: false }
 }
 
 pub fn alice() -> Caller {
-    Caller { uid: 1000, gid: 1000, groups: Vec::new(), login: "alice".to_owned() }
+    Caller { uid: 1000, gid: 1000, groups: Vec::new(), login: "alice".to_owned(), is_mounter: false }
 }
 
 pub fn bob() -> Caller {
-    Caller { uid: 1001, gid: 1001, groups: Vec::new(), login: "bob".to_owned() }
+    Caller { uid: 1001, gid: 1001, groups: Vec::new(), login: "bob".to_owned(), is_mounter: false }
 }
 
 /// Disks in memory that remember who made them, and fail on demand.
@@ -158,6 +158,7 @@ impl World {
             reconcile::Settings {
                 state_directory: self.directory.path().to_owned(),
                 interval: DEADLINE,
+                owner: 0,
                 read_only: false,
             },
         );

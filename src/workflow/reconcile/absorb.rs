@@ -70,8 +70,14 @@ impl Stamps {
     }
 }
 
-/// Brings the answers into the batch. Returns what is worth an entry in `events`.
-pub(super) fn absorb(batch: &mut Batch<'_>, stamps: &mut Stamps, answers: &Answers, extent: Extent) -> Vec<Entry> {
+/// Brings the answers into the batch, new domains as `owner`'s. Returns what is worth an entry in `events`.
+pub(super) fn absorb(
+    batch: &mut Batch<'_>,
+    stamps: &mut Stamps,
+    answers: &Answers,
+    owner: u32,
+    extent: Extent,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (id, answer) in &answers.domains {
         if stamps.admit(*id, answers.serial) {
@@ -79,7 +85,7 @@ pub(super) fn absorb(batch: &mut Batch<'_>, stamps: &mut Stamps, answers: &Answe
                 (Some(instance), Some(domain)) => change(batch, &instance, domain, &mut entries),
                 (Some(instance), None) => gone(batch, &instance, extent, &mut entries),
                 (None, Some(domain)) => match extent {
-                    Extent::Everything => appear(batch, domain, &mut entries),
+                    Extent::Everything => appear(batch, domain, owner, &mut entries),
                     Extent::ShownOnly => stamps.forget(*id, answers.serial),
                 },
                 (None, None) => {}
@@ -101,8 +107,8 @@ pub(super) fn absorb(batch: &mut Batch<'_>, stamps: &mut Stamps, answers: &Answe
     entries
 }
 
-fn appear(batch: &mut Batch<'_>, domain: &Domain, entries: &mut Vec<Entry>) {
-    let ownership = Ownership { owner: 0, project: NO_PROJECT, generation: 0 };
+fn appear(batch: &mut Batch<'_>, domain: &Domain, owner: u32, entries: &mut Vec<Entry>) {
+    let ownership = Ownership { owner, project: NO_PROJECT, generation: 0 };
     let record = InstanceRecord {
         crashed: has_crashed(domain).then(|| "crashed".to_owned()),
         seen: Some(domain.clone()),
