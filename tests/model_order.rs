@@ -5,7 +5,7 @@ use instancefs::model::instance::{Situation, State, Verdict, Word, decide};
 use instancefs::model::protection::{Level, Lock, Protection};
 use instancefs::model::task::Operation;
 
-const ROLES: [Role; 4] = [Role::Root, Role::Owner, Role::Member, Role::Stranger];
+const ROLES: [Role; 5] = [Role::Root, Role::Mounter, Role::Owner, Role::Member, Role::Stranger];
 
 fn protections() -> Vec<Protection> {
     let lock = |level| Lock { by: "ada".into(), at: 1, level, reason: String::new() };
@@ -103,7 +103,7 @@ fn the_first_thing_in_the_way_of_a_word_decides() {
             }
         }
     }
-    assert_eq!(cells, 12 * 13 * 4 * 4 * 5 * 2);
+    assert_eq!(cells, 12 * 13 * 5 * 4 * 5 * 2);
 }
 
 #[test]

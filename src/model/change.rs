@@ -183,8 +183,8 @@ pub fn judge_image(
     if already {
         return Ok(Effect::AlreadyTrue);
     }
-    if root_only && situation.role != Role::Root {
-        return Err(Reason::RootOnly);
+    if root_only {
+        may_give_away(situation.role)?;
     }
     instance::idle(situation.task)?;
     Ok(Effect::Record)
@@ -224,10 +224,19 @@ fn by_root(situation: &Situation<'_>, already: bool) -> Result<Effect, Reason> {
     if already {
         return Ok(Effect::AlreadyTrue);
     }
-    if situation.role != Role::Root {
-        return Err(Reason::RootOnly);
-    }
+    may_give_away(situation.role)?;
     store_only(situation, already, Busy::Refuses)
+}
+
+/// As with chown(2): root only. In an ordinary user's mount nobody could come and take it.
+fn may_give_away(role: Role) -> Result<(), Reason> {
+    match role {
+        Role::Root => Ok(()),
+        Role::Mounter => Err(Reason::Policy(
+            "everything in an ordinary user's mount is his; only in root's can things belong to others".to_owned(),
+        )),
+        Role::Owner | Role::Member | Role::Stranger => Err(Reason::RootOnly),
+    }
 }
 
 fn rename(situation: &Situation<'_>, name: &str, wanted: &str) -> Result<Effect, Reason> {

@@ -12,7 +12,7 @@ pub(super) fn private(attributes: Attributes, user: Privilege) -> Attributes {
         Kind::Directory => 0o700,
         Kind::Symlink => attributes.mode,
         Kind::File if attributes.mode & 0o200 == 0 => 0o644,
-        Kind::File => 0o600,
+        Kind::File => attributes.mode & 0o600,
     };
     Attributes { mode, uid: user.uid, gid: user.gid, ..attributes }
 }
@@ -34,6 +34,7 @@ mod tests {
         assert_eq!(of(Kind::Directory, 0o705), 0o700);
         assert_eq!(of(Kind::File, 0o440), 0o644);
         assert_eq!(of(Kind::File, 0o660), 0o600);
+        assert_eq!(of(Kind::File, 0o220), 0o200);
         assert_eq!(of(Kind::Symlink, 0o777), 0o777);
     }
 }

@@ -1,0 +1,7 @@
+//! An ordinary user mounts the tree for his own machines.
+
+mod guest;
+#[path = "../support/mod.rs"]
+mod support;
+mod tree;
+mod user;
