@@ -73,7 +73,9 @@ pub fn open() -> io::Result<OwnedFd> {
             io::ErrorKind::NotFound => format!("there is no {DEVICE}; load the kernel module: modprobe fuse"),
             io::ErrorKind::PermissionDenied => {
                 let mode = fs::metadata(DEVICE).map_or(0, |metadata| metadata.mode() & 0o7777);
-                format!("{DEVICE} cannot be opened by you, its mode is {mode:04o}; as root: chmod 0666 {DEVICE} (udev does it)")
+                format!(
+                    "{DEVICE} cannot be opened by you, its mode is {mode:04o}; as root: chmod 0666 {DEVICE} (udev does it)"
+                )
             }
             _ => format!("{DEVICE} cannot be opened ({error}); is the kernel module fuse loaded?"),
         };

@@ -37,16 +37,16 @@ pub fn unmount(path: &Path) -> io::Result<()> {
 }
 
 fn run(mut command: Command) -> io::Result<()> {
-    let mut child =
-        command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| {
-            match error.kind() {
-                io::ErrorKind::NotFound => io::Error::new(
-                    error.kind(),
-                    format!("{PROGRAM} is missing, which mounts for ordinary users; have root install it (Debian: apt install fuse3)"),
-                ),
-                _ => io::Error::new(error.kind(), format!("{PROGRAM} cannot be run: {error}")),
-            }
-        })?;
+    command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| {
+        let words = match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "{PROGRAM} is missing, which mounts for ordinary users; have root install it (Debian: apt install fuse3)"
+            ),
+            _ => format!("{PROGRAM} cannot be run: {error}"),
+        };
+        io::Error::new(error.kind(), words)
+    })?;
     // The command holds our copy of its end of the socket.
     drop(command);
     let mut words = Vec::new();

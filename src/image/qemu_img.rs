@@ -1,9 +1,11 @@
 //! `qemu-img` in a cage: limits on memory, time, files and output, no environment, killed with us.
 //!
 //! No `qemu-img` of ours reads an image that [`super::inspect`] refused, and none reads a user's bytes with our rights:
-//! [`info`] runs as `nobody` on a sealed copy of the header and tables, so it needs no right to any file at all.
+//! [`info`] runs on a sealed copy of the header and tables, so it needs no right to any file at all: as `nobody`, and
+//! where we are not root ourselves, and cannot become anybody, as ourselves without access to our files.
 
 mod cage;
+mod rights;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -19,6 +21,7 @@ use serde::Deserialize;
 use super::Format;
 use super::inspect::{Examined, examine};
 use crate::privilege::Privilege;
+use rights::Rights;
 
 /// `nobody` and `nogroup`, the same numbers everywhere: who reads untrusted bytes where we are root.
 const NOBODY: u32 = 65534;
@@ -74,12 +77,16 @@ pub fn info(path: &Path, format: Format) -> Result<QemuInfo, String> {
 
 /// [`info`] for a file that is open.
 pub fn info_of(file: &File, format: Format) -> Result<QemuInfo, String> {
+    describe(file, format, without_our_rights())
+}
+
+fn describe(file: &File, format: Format, rights: Rights) -> Result<QemuInfo, String> {
     let examined = examine(file, Some(format)).map_err(|refusal| refusal.to_string())?;
     let copy = sealed_metadata(file, &examined).map_err(|error| format!("cannot copy the image's header: {error}"))?;
     let mut command = Command::new("qemu-img");
     // The copy is standard input; a memory file may be opened by anybody who holds it. -U: a sealed file takes no locks.
     command.args(["info", "--output=json", "-U", "-f", format.word(), "/proc/self/fd/0"]).stdin(Stdio::from(copy));
-    let output = read_untrusted(command)?;
+    let output = cage::run(command, cage::Limits::reading(), rights)?;
     serde_json::from_slice(&output)
         .map_err(|error| format!("qemu-img info answered something else than expected: {error}"))
 }
@@ -104,13 +111,12 @@ pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format, size_
         .args(["create", "-q", "-u", "-f", Format::Qcow2.word(), "-F", backing_format.word(), "-b"])
         .args([backing.as_os_str(), OsStr::new("--"), path.as_os_str(), &size])
         .stdin(Stdio::null());
-    cage::run(command, cage::Limits::creating(), None).map(|_nothing_said| ())
+    cage::run(command, cage::Limits::creating(), Rights::Ours).map(|_nothing_said| ())
 }
 
-/// Runs what parses untrusted bytes: without our rights, if we have any to lose.
-fn read_untrusted(command: Command) -> Result<Vec<u8>, String> {
-    let identity = Privilege::of_this_process().is_root().then_some(NOBODY);
-    cage::run(command, cage::Limits::reading(), identity)
+/// For what parses untrusted bytes.
+fn without_our_rights() -> Rights {
+    if Privilege::of_this_process().is_root() { Rights::Of(NOBODY) } else { Rights::SystemOnly }
 }
 
 fn check_absolute(path: &Path) -> Result<(), String> {
@@ -175,12 +181,36 @@ mod tests {
         std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let mut read = Command::new("cat");
         read.arg(&secret).stdin(Stdio::null());
-        let error = read_untrusted(read).unwrap_err();
+        let error = cage::run(read, cage::Limits::reading(), Rights::Of(NOBODY)).unwrap_err();
         assert!(error.contains("Permission denied"), "{error}");
         let mut write = Command::new("dd");
         write.arg("if=/dev/zero").arg(format!("of={}", directory.path().join("new").display())).arg("count=1");
-        assert!(read_untrusted(write).is_err());
+        assert!(cage::run(write, cage::Limits::reading(), Rights::Of(NOBODY)).is_err());
         assert_eq!(std::fs::metadata(directory.path().join("new")).map_or(0, |new| new.len()), 0);
+    }
+
+    #[test]
+    fn without_root_it_can_open_no_file_of_ours_either_but_describes_the_image() {
+        if Rights::SystemOnly.ruleset().unwrap().is_none() {
+            eprintln!("not proven: this kernel has no landlock");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (secret, new) = (directory.path().join("secret"), directory.path().join("new"));
+        std::fs::write(&secret, b"secret").unwrap();
+        let caged = |program: &str, argument: &Path| {
+            let mut command = Command::new(program);
+            command.arg(argument).stdin(Stdio::null());
+            cage::run(command, cage::Limits::reading(), Rights::SystemOnly)
+        };
+        let error = caged("cat", &secret).unwrap_err();
+        assert!(error.contains("Permission denied"), "{error}");
+        assert!(caged("touch", &new).is_err() && !new.exists());
+
+        let image = directory.path().join("image");
+        qemu_img(&["create", "-q", "-f", "qcow2", image.to_str().unwrap(), "3G"]);
+        let info = describe(&File::open(&image).unwrap(), Format::Qcow2, Rights::SystemOnly).unwrap();
+        assert_eq!(info.virtual_size_bytes, 3 << 30);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::support::{DEADLINE, User, errno, signal, wait_until};
 pub const UID: u32 = 54_242;
 pub const NAME: &str = "ann-of-the-tests";
 /// Short, as the home of a person is: the sockets of libvirt lie below it.
-const HOME: &str = "/mnt/ann";
-const PROGRAM: &str = "/mnt/instancefs";
+const HOME: &str = "/media/ann";
+const PROGRAM: &str = "/media/instancefs";
 
 /// Ann. Dropping her ends her daemon.
 pub struct Ann {
@@ -38,12 +38,12 @@ impl Ann {
         unshare(CloneFlags::CLONE_NEWNS).expect("root may have a mount namespace");
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("a private one");
-        mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).expect("a place");
+        mount(Some("tmpfs"), "/media", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).expect("a place");
         let over = |source: &Path, target: &str| {
             mount(Some(source), target, none, MsFlags::MS_BIND, none)
                 .unwrap_or_else(|error| panic!("{target}: {error}"));
         };
-        let device = Path::new("/mnt/fuse");
+        let device = Path::new("/media/fuse");
         mknod(device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(10, 229)).expect("a device");
         fs::set_permissions(device, Permissions::from_mode(mode)).expect("its mode");
         over(device, "/dev/fuse");
@@ -51,7 +51,7 @@ impl Ann {
             ("/etc/passwd", format!("{NAME}:x:{UID}:{UID}::{HOME}:/bin/sh\n")),
             ("/etc/group", format!("{NAME}:x:{UID}:\n")),
         ] {
-            let copy = Path::new("/mnt").join(Path::new(database).file_name().expect("a name"));
+            let copy = Path::new("/media").join(Path::new(database).file_name().expect("a name"));
             fs::copy(database, &copy).expect("a copy");
             OpenOptions::new().append(true).open(&copy).expect("it").write_all(entry.as_bytes()).expect("an entry");
             over(&copy, database);

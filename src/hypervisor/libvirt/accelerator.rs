@@ -106,8 +106,12 @@ fn closed_to_us() -> Option<String> {
     let opened = File::options().read(true).write(true).open(DEVICE);
     let is_denied = opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     let name = privilege.account().map_or_else(|| privilege.uid.to_string(), |user| user.name);
-    (is_denied && !privilege.is_root())
-        .then(|| format!("as root: adduser {name} kvm, and log in again (where udev does not do it: chgrp kvm {DEVICE} && chmod 0660 {DEVICE})"))
+    (is_denied && !privilege.is_root()).then(|| {
+        format!(
+            "as root: adduser {name} kvm, and log in again (where udev does not do it: chgrp kvm {DEVICE} && chmod \
+             0660 {DEVICE})"
+        )
+    })
 }
 
 fn circumstances(emulator: &Path) -> io::Result<Circumstances> {

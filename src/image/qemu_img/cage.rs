@@ -13,6 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
+use super::rights::{self, Rights};
+
 /// What a caged program may use at most.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -49,9 +51,9 @@ impl Limits {
     }
 }
 
-/// Runs `command`, whose program and standard input are set, as the user and group `identity` if there is one.
+/// Runs `command`, whose program and standard input are set, with these rights.
 /// Returns its standard output if it succeeded, else a sentence with the words from its standard error.
-pub(super) fn run(mut command: Command, limits: Limits, identity: Option<u32>) -> Result<Vec<u8>, String> {
+pub(super) fn run(mut command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .env_clear()
@@ -60,12 +62,14 @@ pub(super) fn run(mut command: Command, limits: Limits, identity: Option<u32>) -
         .current_dir("/")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    if let Some(number) = identity {
+    match rights {
         // Run by root, this drops the supplementary groups too.
-        command.uid(number).gid(number);
+        Rights::Of(number) => drop(command.uid(number).gid(number)),
+        Rights::Ours | Rights::SystemOnly => {}
     }
+    let ruleset = rights.ruleset().map_err(|error| format!("cannot take rights from {program}: {error}"))?;
     // SAFETY: `confine` makes system calls only; it neither allocates nor takes a lock, as required after fork.
-    unsafe { command.pre_exec(move || confine(limits)) };
+    unsafe { command.pre_exec(move || confine(limits, ruleset.as_ref())) };
     let mut child = command.spawn().map_err(|error| format!("cannot run {program}: {error}"))?;
     let outcome = watch(&mut child, limits);
     if outcome.is_err() {
@@ -83,7 +87,7 @@ pub(super) fn run(mut command: Command, limits: Limits, identity: Option<u32>) -
 }
 
 /// Between fork and exec, already with the new identity.
-fn confine(limits: Limits) -> io::Result<()> {
+fn confine(limits: Limits, ruleset: Option<&OwnedFd>) -> io::Result<()> {
     for (resource, most) in [
         (Resource::RLIMIT_AS, limits.memory_bytes),
         (Resource::RLIMIT_CPU, limits.processor_seconds),
@@ -97,6 +101,7 @@ fn confine(limits: Limits) -> io::Result<()> {
     // SAFETY: takes three integers. Old kernels lack it (ENOSYS), then O_CLOEXEC is what there is.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     nix::sys::prctl::set_no_new_privs()?;
+    ruleset.map_or(Ok(()), rights::restrict)?;
     // Changing identity clears it, so it comes after that. A recovery after our death must find no writer left over.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     Ok(())
@@ -193,7 +198,7 @@ mod tests {
     fn a_program_that_does_not_end_is_killed_at_its_deadline() {
         let limits = Limits { wall_clock: Duration::from_millis(300), ..Limits::reading() };
         let begun = Instant::now();
-        let error = run(shell("exec sleep 50"), limits, None).unwrap_err();
+        let error = run(shell("exec sleep 50"), limits, Rights::Ours).unwrap_err();
         assert!(error.contains("did not finish"), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(20));
     }
@@ -201,13 +206,13 @@ mod tests {
     #[test]
     fn a_program_that_closes_its_outputs_and_stays_is_killed_too() {
         let limits = Limits { wall_clock: Duration::from_millis(300), ..Limits::reading() };
-        let error = run(shell("exec sleep 50 >&- 2>&-"), limits, None).unwrap_err();
+        let error = run(shell("exec sleep 50 >&- 2>&-"), limits, Rights::Ours).unwrap_err();
         assert!(error.contains("did not finish"), "{error}");
     }
 
     #[test]
     fn a_program_that_talks_without_end_is_killed() {
-        let error = run(shell("exec yes"), Limits::reading(), None).unwrap_err();
+        let error = run(shell("exec yes"), Limits::reading(), Rights::Ours).unwrap_err();
         assert!(error.contains("said more than"), "{error}");
     }
 
@@ -215,7 +220,7 @@ mod tests {
     fn limits_environment_and_identity_are_those_of_the_cage() {
         let script = "ulimit -v; ulimit -t; ulimit -n; ulimit -f; env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= -e ^OLDPWD= | sort; id -u; id -G; pwd; \
                       grep NoNewPrivs /proc/self/status; ls /proc/self/fd | wc -l";
-        let output = run(shell(script), Limits::reading(), Some(65534)).unwrap();
+        let output = run(shell(script), Limits::reading(), Rights::Of(65534)).unwrap();
         let expected =
             "1048576\n30\n64\n0\nLANG=C\nPATH=/usr/local/bin:/usr/bin:/bin\n65534\n65534\n/\nNoNewPrivs:\t1\n4\n";
         assert_eq!(String::from_utf8(output).unwrap(), expected);
@@ -223,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_words_of_a_failure_are_passed_on() {
-        let error = run(shell("echo no such luck >&2; exit 3"), Limits::reading(), None).unwrap_err();
+        let error = run(shell("echo no such luck >&2; exit 3"), Limits::reading(), Rights::Ours).unwrap_err();
         assert_eq!(error, "no such luck");
     }
 }
