@@ -1,8 +1,10 @@
-//! Which bytes we accept as an image. Reads only, trusts nothing, allocates at most one qcow2 cluster (2 MiB).
+//! Which bytes we accept as an image. Reads only, trusts nothing, and needs at most the memory of the largest L1 table
+//! that QEMU accepts (32 MiB) and of two clusters (4 MiB).
 //!
 //! A format is what the bytes say, never what a name or a user says; a claim can only be confirmed. Whatever could make
 //! QEMU open a second file, or take the bytes for another format than we did, is refused.
 
+mod foreign;
 mod qcow2;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,9 @@ pub enum Refusal {
     /// A format that we know and do not accept.
     #[error("the image is {0}; convert it first: qemu-img convert -O qcow2")]
     ForeignFormat(&'static str),
+    /// Bytes within an archive or a compressed file, which a guest would get as its disk.
+    #[error("the image is packed as {0}; unpack it first")]
+    Packed(&'static str),
     /// The header says more than the file holds.
     #[error("the image ends inside its qcow2 header; copy it again")]
     Truncated,
@@ -95,6 +100,22 @@ pub enum Refusal {
     /// A header extension reaches past the header's cluster.
     #[error("the image's header extensions run past their cluster; copy it again")]
     HeaderExtensions,
+    /// A field behind those that we know is not zero.
+    #[error("the image's header has fields that are unknown here; convert it with qemu-img convert -O qcow2")]
+    UnknownHeaderFields,
+    /// Something lies between the last extension and the end of the header's cluster.
+    #[error(
+        "the image hides something behind its header, as if it were two formats; convert it with qemu-img convert -O qcow2"
+    )]
+    BehindHeader,
+    /// An entry of a table is not a multiple of the cluster size.
+    #[error(
+        "offsets in the image's tables are not aligned to its clusters; copy it again, or repair it with qemu-img check"
+    )]
+    Misaligned,
+    /// A table, or a cluster of data, lies where another table is.
+    #[error("parts of the image overlap its tables; copy it again, or repair it with qemu-img check")]
+    Overlap,
 }
 
 impl From<io::Error> for Refusal {
@@ -155,6 +176,9 @@ fn examine_source(source: &impl Source, length: u64, claimed: Option<Format>) ->
     let head_length = source.read_upto(&mut head, 0)?;
     let head = head.get(..head_length).unwrap_or_default();
     let is_qcow2 = head.starts_with(qcow2::MAGIC);
+    if let Some(name) = foreign::head(head).filter(|_| is_qcow2) {
+        return Err(Refusal::ForeignFormat(name));
+    }
     match (claimed, is_qcow2) {
         (Some(Format::Raw), true) => Err(Refusal::Qcow2ClaimedRaw),
         (Some(Format::Qcow2), false) => Err(Refusal::NotQcow2),
@@ -167,12 +191,15 @@ fn examine_raw(source: &impl Source, length: u64, head: &[u8]) -> Result<Examine
     if length < SECTOR_BYTES {
         return Err(Refusal::Empty);
     }
-    if let Some(name) = foreign_head(head) {
+    if let Some(name) = foreign::head(head) {
         return Err(Refusal::ForeignFormat(name));
     }
-    let mut tail = [0u8; SECTOR_BYTES as usize];
-    let tail_length = source.read_upto(&mut tail, length - SECTOR_BYTES)?;
-    if let Some(name) = foreign_tail(tail.get(..tail_length).unwrap_or_default()) {
+    if let Some(name) = foreign::packed(head) {
+        return Err(Refusal::Packed(name));
+    }
+    let mut tail = [0u8; foreign::TAIL_BYTES];
+    let tail_length = source.read_upto(&mut tail, length.saturating_sub(foreign::TAIL_BYTES as u64))?;
+    if let Some(name) = foreign::tail(tail.get(..tail_length).unwrap_or_default()) {
         return Err(Refusal::ForeignFormat(name));
     }
     if length > MAX_VIRTUAL_SIZE_BYTES {
@@ -182,48 +209,4 @@ fn examine_raw(source: &impl Source, length: u64, head: &[u8]) -> Result<Examine
         inspected: Inspected { format: Format::Raw, virtual_size_bytes: length.next_multiple_of(SECTOR_BYTES) },
         metadata: Vec::new(),
     })
-}
-
-/// Magics of other formats: (offset within the first sector, bytes, name).
-const FOREIGN_HEADS: &[(usize, &[u8], &str)] = &[
-    (0, b"QED\0", "QED"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"COWD", "VMDK (version 3)"),
-    (0, b"# Disk DescriptorFile", "a VMDK descriptor"),
-    (0, b"conectix", "VHD"),
-    (0, b"vhdxfile", "VHDX"),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
-    (0, b"LUKS\xba\xbe", "a LUKS container"),
-    (0, b"WithoutFreeSpace", "Parallels"),
-    (0, b"WithouFreSpacExt", "Parallels"),
-    (0, b"Bochs Virtual HD Image", "Bochs"),
-    (0, b"#!/bin/sh\n#V2.0 Format\n", "cloop"),
-];
-
-fn foreign_head(head: &[u8]) -> Option<&'static str> {
-    let known = FOREIGN_HEADS
-        .iter()
-        .find(|(offset, magic, _)| head.get(*offset..).is_some_and(|at| at.starts_with(magic)))
-        .map(|(_, _, name)| *name);
-    known.or_else(|| is_vmdk_descriptor(head).then_some("a VMDK descriptor"))
-}
-
-/// QEMU takes any text for a VMDK whose first line after comments and empty ones is `version=`; its extents name files.
-fn is_vmdk_descriptor(head: &[u8]) -> bool {
-    head.split(|byte| *byte == b'\n')
-        .map(|line| line.trim_ascii())
-        .find(|line| !line.is_empty() && !line.starts_with(b"#"))
-        .is_some_and(|line| line.starts_with(b"version="))
-}
-
-/// Formats that sign in the last sector; a VHD of old tools has a footer of 511 bytes.
-fn foreign_tail(tail: &[u8]) -> Option<&'static str> {
-    let old_footer = tail.get(1..).unwrap_or_default();
-    if tail.starts_with(b"conectix") || old_footer.starts_with(b"conectix") {
-        Some("VHD")
-    } else if tail.starts_with(b"koly") {
-        Some("DMG")
-    } else {
-        None
-    }
 }

@@ -1,8 +1,9 @@
 //! qcow2, versions 2 and 3, by QEMU's `docs/interop/qcow2.txt`: header, extensions, and the place of the tables.
 //!
-//! Numbers are big-endian. What clusters hold is not judged: an offset there can only lead elsewhere in the same file.
-//! That every cluster is there is: QEMU reads what is missing at the end of a file as zeros, so that an upload cut short
-//! would boot, and its guest find its files gone.
+//! Numbers are big-endian. What clusters hold is not judged, but that every cluster is there is: QEMU reads what is
+//! missing at the end of a file as zeros, so that an upload cut short would boot, and its guest find its files gone.
+
+mod tables;
 
 use std::ops::Range;
 
@@ -14,6 +15,8 @@ pub(super) const MAGIC: &[u8] = b"QFI\xfb";
 /// The header of version 2, and the least of version 3, in bytes.
 const V2_HEADER_BYTES: u64 = 72;
 const V3_HEADER_BYTES: u32 = 104;
+/// The most that we read of a header; QEMU 10 writes 112.
+const MAX_HEADER_BYTES: u64 = 512;
 
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const EXTENDED_L2_CLUSTER_BITS: u32 = 14;
@@ -22,10 +25,6 @@ const EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const TABLE_ENTRY_BYTES: u64 = 8;
-
-/// The offset in an entry of a table.
-const ENTRY_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const ENTRY_COMPRESSED: u64 = 1 << 62;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -60,7 +59,7 @@ struct Features {
 
 /// Judges a file of `length` bytes that begins with [`MAGIC`].
 pub(super) fn examine(source: &impl Source, length: u64) -> Result<Examined, Refusal> {
-    let mut header = [0u8; 512];
+    let mut header = [0u8; MAX_HEADER_BYTES as usize];
     let header_read = source.read_upto(&mut header, 0)?;
     let header = header.get(..header_read).unwrap_or_default();
 
@@ -116,7 +115,9 @@ pub(super) fn examine(source: &impl Source, length: u64) -> Result<Examined, Ref
     .map_err(Refusal::RefcountTable)?;
 
     walk_extensions(source, features.header_length, cluster_bytes)?;
-    walk_tables(source, &l1, cluster_bits, l2_entry_bytes as usize, length)?;
+    let needed = l1.start..l1.start + virtual_size_bytes.div_ceil(bytes_per_l1_entry) * TABLE_ENTRY_BYTES;
+    let tables = tables::Tables { l1: &l1, needed: &needed, refcount_table: &refcount_table, cluster_bits, length };
+    tables.walk(source, l2_entry_bytes as usize)?;
 
     Ok(Examined {
         inspected: Inspected { format: Format::Qcow2, virtual_size_bytes },
@@ -136,8 +137,16 @@ fn features(header: &[u8], version: u32, cluster_bytes: u64) -> Result<Features,
         });
     }
     let header_length = u32_at(header, 100)?;
-    if header_length < V3_HEADER_BYTES || header_length % 8 != 0 || u64::from(header_length) > cluster_bytes {
+    if header_length < V3_HEADER_BYTES
+        || header_length % 8 != 0
+        || u64::from(header_length) > cluster_bytes.min(MAX_HEADER_BYTES)
+    {
         return Err(Refusal::HeaderLength(header_length));
+    }
+    let known = (V3_HEADER_BYTES as usize + 1).min(header_length as usize);
+    let unknown = header.get(known..header_length as usize).ok_or(Refusal::Truncated)?;
+    if unknown.iter().any(|byte| *byte != 0) {
+        return Err(Refusal::UnknownHeaderFields);
     }
     let compression = if header_length > V3_HEADER_BYTES {
         *header.get(V3_HEADER_BYTES as usize).ok_or(Refusal::Truncated)?
@@ -209,6 +218,7 @@ fn table(
 }
 
 /// Walks the extensions between the header and the end of the first cluster. Each step is at least 8 bytes, so this ends.
+/// Behind the last one is nothing: the name of a backing file would be there, or the beginning of another format.
 fn walk_extensions(source: &impl Source, header_length: u64, cluster_bytes: u64) -> Result<(), Refusal> {
     let mut cluster = vec![0u8; cluster_bytes as usize];
     let read = source.read_upto(&mut cluster, 0)?;
@@ -218,6 +228,7 @@ fn walk_extensions(source: &impl Source, header_length: u64, cluster_bytes: u64)
             return Err(Refusal::HeaderExtensions);
         };
         match kind {
+            EXTENSION_END if rest.iter().any(|byte| *byte != 0) => return Err(Refusal::BehindHeader),
             EXTENSION_END => return Ok(()),
             EXTENSION_BACKING_FORMAT => return Err(Refusal::BackingFile),
             EXTENSION_DATA_FILE => return Err(Refusal::DataFile),
@@ -226,43 +237,6 @@ fn walk_extensions(source: &impl Source, header_length: u64, cluster_bytes: u64)
         }
         let step = 8 + u64::from(bytes).next_multiple_of(8);
         rest = rest.get(step as usize..).ok_or(Refusal::HeaderExtensions)?;
-    }
-    Ok(())
-}
-
-/// Follows the tables to every cluster, and refuses one that begins behind the end of the file. The last one may be cut
-/// short: QEMU itself writes no more of it than it has to.
-fn walk_tables(
-    source: &impl Source,
-    l1: &Range<u64>,
-    cluster_bits: u32,
-    l2_entry_bytes: usize,
-    length: u64,
-) -> Result<(), Refusal> {
-    let mut entries = vec![0u8; (l1.end - l1.start) as usize];
-    source.read_upto(&mut entries, l1.start)?;
-    let mut tables: Vec<u64> =
-        entries.as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry) & ENTRY_OFFSET).collect();
-    // Each once, so that a hostile table makes us read no more than there is.
-    tables.sort_unstable();
-    tables.dedup();
-    let mut table = vec![0u8; 1 << cluster_bits];
-    for offset in tables.into_iter().filter(|offset| *offset != 0) {
-        let read = if offset < length { source.read_upto(&mut table, offset)? } else { 0 };
-        if read < table.len() {
-            return Err(Refusal::MissingClusters);
-        }
-        for entry in table.chunks_exact(l2_entry_bytes) {
-            let entry = u64_at(entry, 0)?;
-            let offset = if entry & ENTRY_COMPRESSED == 0 {
-                entry & ENTRY_OFFSET
-            } else {
-                entry & ((1 << (62 - (cluster_bits - 8))) - 1)
-            };
-            if offset >= length && offset != 0 {
-                return Err(Refusal::MissingClusters);
-            }
-        }
     }
     Ok(())
 }

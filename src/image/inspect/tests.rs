@@ -268,7 +268,7 @@ fn raw_is_accepted_only_without_any_known_magic() {
     let raw = |size| Inspected { format: Format::Raw, virtual_size_bytes: size };
     assert_eq!(judge(&vec![0; 512], None), Ok(raw(512)));
     assert_eq!(judge(&vec![0; 513], Some(Format::Raw)), Ok(raw(1024)));
-    for (offset, magic, name) in FOREIGN_HEADS {
+    for (offset, magic, name) in foreign::HEADS {
         for claimed in [None, Some(Format::Raw)] {
             let mut bytes = vec![0; 4096];
             bytes[*offset..offset + magic.len()].copy_from_slice(magic);
