@@ -129,3 +129,20 @@ fn a_real_guest_boots_is_locked_survives_the_daemon_and_stops_when_asked() {
     wait_command(&daemon, id, "stopped");
     assert!(daemon.stop(), "a clean end");
 }
+
+#[test]
+fn a_soft_reboot_restarts_the_guest_by_its_power_button() {
+    let daemon = Daemon::start_with("embed", &[]);
+    let guests = Guests(daemon.state_directory());
+    let id = boot(&daemon);
+    let file = |name: &str| format!("instances/{id}/{name}");
+    long_wait("it has booted", || console(&daemon, id).contains("READY"));
+    let pids = guests.pids();
+    daemon.set(file("reboot"), "soft");
+    long_wait("the reboot ends", || daemon.read(file("task")).is_empty());
+    assert_eq!((daemon.read(file("last_error")), daemon.read(file("state"))), ("ok".into(), "active".into()));
+    assert!(console(&daemon, id).contains("POWERBUTTON"), "it was asked");
+    long_wait("it has booted again", || console(&daemon, id).matches("READY").count() == 2);
+    assert!(console(&daemon, id).contains("BOOTS=2"));
+    assert_eq!(guests.pids(), pids, "its QEMU goes on");
+}

@@ -89,7 +89,7 @@ impl Hypervisor for Pinned {
             for event in incoming {
                 match event {
                     Event::Connected | Event::Disconnected(_) => *pin.gate.lock() = Gate::Unknown,
-                    Event::Changed(_) | Event::Undefined { .. } => {}
+                    Event::Changed(_) | Event::Rebooted(_) | Event::Undefined { .. } => {}
                 }
                 if sender.send(event).is_err() {
                     return;

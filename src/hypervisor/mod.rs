@@ -20,6 +20,8 @@ pub use crate::model::domain::{Domain, PowerState};
 pub enum Event {
     /// This domain came, went, or changed its power, definition, metadata or devices.
     Changed(Uuid),
+    /// This domain's guest restarted, by itself or by reset, without its QEMU ending.
+    Rebooted(Uuid),
     /// This domain was undefined. `kept` says that libvirt reported a rename or a migration, after which the
     /// definition lives on elsewhere.
     Undefined {

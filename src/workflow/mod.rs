@@ -16,6 +16,7 @@ mod judge;
 pub mod ledger;
 mod operation;
 mod power;
+mod reboot;
 pub mod reconcile;
 pub mod recovery;
 pub mod request;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
-use super::{boot, commit, draft, power};
+use super::{boot, commit, draft, power, reboot};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task};
 use crate::model::Class;
@@ -190,8 +190,8 @@ impl Run {
             Operation::Unpause => power::unpause(self),
             Operation::Suspend => power::suspend(self),
             Operation::Resume => power::resume(self),
-            Operation::RebootSoft => power::reboot(self, crate::hypervisor::Reboot::Soft),
-            Operation::RebootHard => power::reboot(self, crate::hypervisor::Reboot::Hard),
+            Operation::RebootSoft => reboot::soft(self),
+            Operation::RebootHard => reboot::hard(self),
             Operation::Rename { to, .. } => power::rename(self, to),
             Operation::CommitImage => commit::commit(self),
             Operation::DiscardDraft => draft::discard(self),

@@ -1,19 +1,19 @@
-//! Power: start, stop, pause, unpause, suspend, resume, reboot, and the rename of a stopped domain.
+//! Power: start, stop, pause, unpause, suspend, resume, and the rename of a stopped domain.
 
 use std::time::{Duration, Instant};
 
 use super::journal::is_active;
 use super::ledger::now;
 use super::operation::{Ending, Halt, Run};
-use crate::hypervisor::{Domain, HypervisorError, PowerState, Reboot};
+use crate::hypervisor::{Domain, HypervisorError, PowerState};
 use crate::inventory::Instance;
 use crate::model::reason::Reason;
 
 /// The guest is asked to shut down again after this time, as Nova does.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long a wait goes on without looking whether it still makes sense.
-const SLICE: Duration = Duration::from_millis(500);
+pub(super) const SLICE: Duration = Duration::from_millis(500);
 
 /// How often a call is refused for a state that the domain is not in, before we believe it.
 const REFUSALS: u32 = 3;
@@ -55,7 +55,7 @@ pub(super) fn resume(run: &Run) -> Result<Ending, Halt> {
     Ok(started())
 }
 
-fn launch(run: &Run) -> Result<(), Halt> {
+pub(super) fn launch(run: &Run) -> Result<(), Halt> {
     run.begin("start")?;
     settle(run, run.hypervisor().start(run.object), is_active)
 }
@@ -189,27 +189,6 @@ pub(super) fn suspend(run: &Run) -> Result<Ending, Halt> {
     Ok(unchanged())
 }
 
-/// Sends the request, at most once: that it was sent before, in a call whose outcome is unknown, cannot be seen.
-pub(super) fn reboot(run: &Run, kind: Reboot) -> Result<Ending, Halt> {
-    const STEP: &str = "reboot";
-    let domain = existing(run)?;
-    if run.has_begun(STEP)? {
-        return Err(Halt::Failed(Reason::Failed(
-            "the connection or instancefs ended while the reboot was being sent; see whether the guest restarted, \
-             and ask again"
-                .to_owned(),
-        )));
-    }
-    persist(run, &domain)?;
-    run.guard()?;
-    run.begin(STEP)?;
-    run.guard()?;
-    run.hypervisor().reboot(run.object, kind)?;
-    // The request is sent; events will tell what a broken connection does not.
-    let _shown_later = run.refresh();
-    Ok(unchanged())
-}
-
 /// Changes the libvirt name. There is nothing to undo: the name is one or the other.
 pub(super) fn rename(run: &Run, to: &str) -> Result<Ending, Halt> {
     let domain = existing(run)?;
@@ -232,20 +211,20 @@ pub(super) fn rename(run: &Run, to: &str) -> Result<Ending, Halt> {
     Ok(Ending::Instance(Box::new(move |instance: &mut Instance| instance.record.name.clone_from(&to))))
 }
 
-fn unchanged() -> Ending {
+pub(super) fn unchanged() -> Ending {
     Ending::Instance(Box::new(|_: &mut Instance| {}))
 }
 
-fn ended() -> Halt {
+pub(super) fn ended() -> Halt {
     Halt::Failed(Reason::Failed("the guest ended by itself meanwhile; see state and state_reason".to_owned()))
 }
 
-fn existing(run: &Run) -> Result<Domain, Halt> {
+pub(super) fn existing(run: &Run) -> Result<Domain, Halt> {
     run.look()?.ok_or_else(|| HypervisorError::NoDomain.into())
 }
 
 /// A transient domain is defined before the first word, so that it outlives its run.
-fn persist(run: &Run, domain: &Domain) -> Result<(), Halt> {
+pub(super) fn persist(run: &Run, domain: &Domain) -> Result<(), Halt> {
     if domain.persistent {
         return Ok(());
     }

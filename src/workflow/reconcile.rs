@@ -11,7 +11,7 @@ mod health;
 mod listen;
 mod mirror;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,9 +98,11 @@ pub struct Reconciler {
     pending_wake: Condvar,
     details: Mutex<Details>,
     details_wake: Condvar,
-    /// How many batches the inventory published.
+    /// How often something happened that [`Reconciler::wait_for`] may wait for.
     batches: Mutex<u64>,
     published: Condvar,
+    /// How often each guest was heard to restart.
+    reboots: Mutex<HashMap<Uuid, u64>>,
     stopping: AtomicBool,
     /// Guards the saver's sleep.
     sleep: Mutex<()>,
@@ -139,6 +141,7 @@ impl Reconciler {
             details_wake: Condvar::new(),
             batches: Mutex::default(),
             published: Condvar::new(),
+            reboots: Mutex::default(),
             stopping: AtomicBool::new(false),
             sleep: Mutex::default(),
             sleep_wake: Condvar::new(),
@@ -193,7 +196,12 @@ impl Reconciler {
         self.absorb(&Answers { serial, domains: vec![(id, domain)], at_rest: None })
     }
 
-    /// Waits until `done` holds of the domain as it is shown. Returns whether it does; `false` also when the
+    /// How often this guest was heard to restart since we began to listen.
+    pub fn reboots(&self, id: Uuid) -> u64 {
+        self.reboots.lock().get(&id).copied().unwrap_or(0)
+    }
+
+    /// Waits until `done` holds of the domain as it is shown, or of [`Reconciler::reboots`]. Returns whether it does; `false` also when the
     /// reconciler stops.
     pub fn wait_for(&self, id: Uuid, timeout: Duration, done: &dyn Fn(Option<&Domain>) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
@@ -326,6 +334,12 @@ impl Reconciler {
             for event in std::iter::once(first).chain(incoming.try_iter().take(BURST * BURST)) {
                 match event {
                     hypervisor::Event::Changed(uuid) | hypervisor::Event::Undefined { uuid, kept: _ } => {
+                        pending.changed.insert(uuid);
+                    }
+                    hypervisor::Event::Rebooted(uuid) => {
+                        *self.reboots.lock().entry(uuid).or_default() += 1;
+                        *self.batches.lock() += 1;
+                        self.published.notify_all();
                         pending.changed.insert(uuid);
                     }
                     hypervisor::Event::Connected => {

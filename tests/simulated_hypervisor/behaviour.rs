@@ -141,6 +141,7 @@ fn a_soft_reboot_is_told_when_the_guest_has_done_it() {
     lab.hypervisor.start(uuid).unwrap();
     assert_eq!(lab.next_event(), Event::Changed(uuid));
     lab.hypervisor.reboot(uuid, Reboot::Soft).unwrap();
+    assert_eq!(lab.next_event(), Event::Rebooted(uuid));
     assert_eq!(lab.next_event(), Event::Changed(uuid));
     assert_eq!(lab.guest(uuid)["boots"], 2);
     assert_eq!(lab.power(uuid).0, PowerState::Running);

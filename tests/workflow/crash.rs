@@ -232,14 +232,16 @@ fn renaming() {
 
 #[test]
 fn rebooting_happens_once_at_most() {
-    everywhere(&Case {
-        setup: |life| life.active(),
-        change: InstanceChange::RebootHard,
-        check: |life, id| {
-            assert_eq!(life.observed(id), State::Active);
-            assert!(boots(life.world, id) <= 2);
-        },
-    });
+    for change in [InstanceChange::RebootHard, InstanceChange::RebootSoft] {
+        everywhere(&Case {
+            setup: |life| life.active(),
+            change,
+            check: |life, id| {
+                assert_eq!(life.observed(id), State::Active);
+                assert!(boots(life.world, id) <= 2);
+            },
+        });
+    }
 }
 
 #[test]

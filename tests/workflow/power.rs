@@ -8,6 +8,7 @@ use instancefs::model::reason::Reason;
 use instancefs::model::task::TaskState;
 use instancefs::workflow::request::{Request, Wait};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::lab::{DEADLINE, World, alice, root, until};
 
@@ -214,6 +215,96 @@ fn a_lost_connection_is_waited_for_and_nothing_is_done_twice() {
         assert_eq!(life.observed(id), State::Active);
         assert_eq!(world.calls("start") - before, if applied { 1 } else { 2 });
     }
+}
+
+fn boots(world: &World, id: Uuid) -> u64 {
+    let list = world.control(json!({ "do": "list" }));
+    let guests = list["guests"].as_array().unwrap();
+    let guest = guests.iter().find(|guest| guest["domain"]["uuid"] == json!(id)).expect("the guest exists");
+    guest["boots"].as_u64().unwrap()
+}
+
+#[test]
+fn a_soft_reboot_ends_when_the_guest_has_restarted() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.active();
+    world.control(json!({ "do": "guest", "uuid": id, "acpi_delay_ms": 300 }));
+    life.change(&alice(), id, InstanceChange::RebootSoft).unwrap();
+    assert_eq!((boots(&world, id), world.calls("reboot")), (2, 1));
+    assert_eq!((life.observed(id), life.last_task(id).record.state), (State::Active, TaskState::Success));
+}
+
+#[test]
+fn a_guest_that_ignores_a_soft_reboot_is_reset_after_its_timeout() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.active();
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": true }));
+    life.change(&alice(), id, InstanceChange::StopTimeoutSeconds(1)).unwrap();
+    life.change(&alice(), id, InstanceChange::RebootSoft).unwrap();
+    // Asked once, reset once.
+    assert_eq!((boots(&world, id), world.calls("reboot")), (2, 2));
+}
+
+#[test]
+fn a_lock_during_a_soft_reboot_keeps_the_guest_from_the_reset() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.active();
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": true }));
+    life.change(&alice(), id, InstanceChange::StopTimeoutSeconds(2)).unwrap();
+    let changes = vec![InstanceChange::RebootSoft];
+    let rebooting = life.submit(&alice(), Request::Instance { id, changes }, Wait::Settle);
+    until("it was asked", || world.calls("reboot") == 1);
+    life.change(&alice(), id, InstanceChange::Locked(true)).unwrap();
+    assert!(matches!(rebooting.recv_timeout(DEADLINE).unwrap(), Err(Reason::Locked(_))));
+    assert_eq!((boots(&world, id), world.calls("reboot")), (1, 1));
+}
+
+#[test]
+fn a_guest_that_turns_itself_off_for_a_soft_reboot_is_started_again() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.active();
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": true }));
+    let changes = vec![InstanceChange::RebootSoft];
+    let rebooting = life.submit(&alice(), Request::Instance { id, changes }, Wait::Settle);
+    until("it was asked", || world.calls("reboot") == 1);
+    world.control(json!({ "do": "halt", "uuid": id }));
+    rebooting.recv_timeout(DEADLINE).unwrap().unwrap();
+    assert_eq!((boots(&world, id), world.power(id)), (2, PowerState::Running));
+}
+
+#[test]
+fn a_guest_that_somebody_stops_during_a_soft_reboot_stays_off() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.active();
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": true }));
+    let changes = vec![InstanceChange::RebootSoft];
+    let rebooting = life.submit(&alice(), Request::Instance { id, changes }, Wait::Settle);
+    until("it was asked", || world.calls("reboot") == 1);
+    world.control(json!({ "do": "stop", "uuid": id }));
+    assert!(rebooting.recv_timeout(DEADLINE).unwrap().is_err());
+    assert_eq!((boots(&world, id), world.power(id)), (1, PowerState::ShutOff));
+}
+
+#[test]
+fn a_soft_reboot_that_was_interrupted_is_neither_repeated_nor_followed_by_a_reset() {
+    let world = World::new();
+    let life = world.live_on(world.store.clone(), |settings| settings.settle = Duration::from_millis(50));
+    let id = life.active();
+    life.wait_idle(id);
+    world.control(json!({ "do": "guest", "uuid": id, "acpi_delay_ms": 500 }));
+    life.change(&alice(), id, InstanceChange::RebootSoft).unwrap();
+    until("it was asked", || world.calls("reboot") == 1);
+    drop(life);
+    until("it restarts while nobody listens", || boots(&world, id) == 2);
+    let life = world.live();
+    life.wait_idle(id);
+    assert_eq!((boots(&world, id), world.calls("reboot")), (2, 1));
+    assert!(life.last_error(id).unwrap().contains("ask again"));
 }
 
 #[test]

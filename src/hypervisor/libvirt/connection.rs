@@ -309,6 +309,10 @@ impl Listener for Messenger {
         let _ = self.events.send(Event::Changed(uuid));
     }
 
+    fn rebooted(&self, uuid: Uuid) {
+        let _ = self.events.send(Event::Rebooted(uuid));
+    }
+
     fn closed(&self, reason: c_int) {
         let _ = self
             .inbox

@@ -21,6 +21,8 @@ pub(super) trait Listener: Send + Sync {
     fn lifecycle(&self, uuid: Uuid, event: c_int, detail: c_int);
     /// Something else about this domain changed.
     fn changed(&self, uuid: Uuid);
+    /// This domain's guest restarted.
+    fn rebooted(&self, uuid: Uuid);
     /// The connection closed (`virConnectCloseReason`).
     fn closed(&self, reason: c_int);
 }
@@ -151,7 +153,7 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Registers `listener` for lifecycle, metadata and I/O error events, and for the end of the connection if
+    /// Registers `listener` for lifecycle, reboot, metadata and I/O error events, and for the end of the connection if
     /// `watches_close` (drivers inside our process have no such end).
     pub(super) fn new(
         connection: Arc<Connect>,
@@ -164,6 +166,7 @@ impl Subscription {
         let callbacks = unsafe {
             [
                 (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, generic(on_lifecycle as *const ())),
+                (sys::VIR_DOMAIN_EVENT_ID_REBOOT, generic(on_reboot as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, generic(on_metadata as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, generic(on_io_error as *const ())),
             ]
@@ -281,6 +284,11 @@ unsafe extern "C" fn on_lifecycle(
         });
     }
     0
+}
+
+unsafe extern "C" fn on_reboot(_connection: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: libvirt passes a valid domain and the opaque of the registration.
+    unsafe { deliver(domain, opaque, |listener, uuid| listener.rebooted(uuid)) };
 }
 
 unsafe extern "C" fn on_metadata(

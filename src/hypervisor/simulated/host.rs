@@ -54,16 +54,14 @@ impl Host {
             if due > now_ms {
                 break;
             }
-            self.change(uuid, |guest| {
-                match guest.button.take() {
-                    Some(Button { restart: true, .. }) => guest.boots += 1,
-                    Some(Button { restart: false, .. }) => {
-                        guest.enter(PowerState::ShutOff, "shutdown");
-                    }
-                    None => {}
-                }
-                Ok(())
-            })?;
+            match self.guest(uuid)?.button {
+                Some(Button { restart: true, .. }) => self.restart(uuid)?,
+                Some(Button { restart: false, .. }) => self.change(uuid, |guest| {
+                    guest.enter(PowerState::ShutOff, "shutdown");
+                    Ok(())
+                })?,
+                None => {}
+            }
         }
         Ok(())
     }
@@ -208,13 +206,17 @@ impl Host {
     pub(super) fn reboot(&mut self, uuid: Uuid, kind: Reboot, now_ms: u64) -> Result<(), HypervisorError> {
         match kind {
             Reboot::Soft => self.press_button(uuid, true, now_ms),
-            Reboot::Hard => self.change(uuid, |guest| {
-                guest.demand_active()?;
-                guest.button = None;
-                guest.boots += 1;
-                Ok(())
-            }),
+            Reboot::Hard => self.restart(uuid),
         }
+    }
+
+    fn restart(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.alter(uuid, Event::Rebooted(uuid), |guest| {
+            guest.demand_active()?;
+            guest.button = None;
+            guest.boots += 1;
+            Ok(())
+        })
     }
 
     /// Ends the guest's run, for the reason given (`destroyed`, `shutdown`, `crashed`, ...).

@@ -31,6 +31,7 @@ impl Reconciler {
                         Some(Object::Image(_) | Object::Task(_)) | None => self.follow(None, new),
                     },
                     Change::Object { old: Some(Object::Instance(old)), new: None } => {
+                        self.reboots.lock().remove(&old.id);
                         if let Some(console) = &self.console {
                             console.watch(old.id, None);
                         }
