@@ -79,6 +79,8 @@ fn the_mounted_tree_has_exactly_the_documented_files_with_their_modes() {
     assert_eq!(mounted_object(&daemon.path(format!("images/{draft}"))), of_draft);
     let task = fs::read_dir(daemon.path("tasks")).expect("tasks").next().expect("one").expect("an entry").path();
     assert_eq!(mounted_object(&task), documented("tasks.md"));
+    fs::create_dir(daemon.path("flavors/documented")).expect("a draft");
+    assert_eq!(mounted_object(&daemon.path("flavors/documented")), documented("flavors.md"));
     assert_eq!(mounted(&daemon.path("summary")), documented("summary.md"));
     let mut of_root = documented("root.md");
     of_root.retain(|(name, _)| name != "events.1");

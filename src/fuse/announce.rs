@@ -53,7 +53,7 @@ fn rights(object: &Object) -> (Ownership, bool) {
     let is_draft = match object {
         Object::Instance(instance) => instance.record.draft.is_some(),
         Object::Image(image) => image.record.draft.is_some(),
-        Object::Task(_) => false,
+        Object::Task(_) | Object::Flavor(_) => false,
     };
     (object.ownership(), is_draft)
 }

@@ -277,6 +277,9 @@ impl Edge {
             let announced = self.queue.is_announcing(node.inode());
             return if announced { Ok(Purpose::Announcement) } else { Err(Errno::EPERM) };
         }
+        if !self.interface.may_open(node, &|| self.caller(request)) {
+            return Err(Errno::EACCES);
+        }
         if writing && self.read_only {
             return Err(Errno::EROFS);
         }
@@ -301,7 +304,7 @@ impl Edge {
 pub fn may_have_data(node: Node) -> bool {
     match node {
         Node::Attribute(Class::Image, ..) | Node::Scratch(_) => true,
-        Node::Attribute(Class::Instance | Class::Task, ..)
+        Node::Attribute(Class::Instance | Class::Task | Class::Flavor, ..)
         | Node::Key(..)
         | Node::Directory(_)
         | Node::File(..)

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::model::Class;
 use crate::model::record::ErrorHistory;
-pub use object::{Health, Image, Instance, Object, Part, RunningTask, Task};
+pub use object::{Flavor, Health, Image, Instance, Object, Part, RunningTask, Task};
 
 /// One change that became visible.
 #[derive(Clone, Debug)]
@@ -58,6 +58,7 @@ struct Objects {
     instances: BTreeMap<Uuid, Arc<Instance>>,
     images: BTreeMap<Uuid, Arc<Image>>,
     tasks: BTreeMap<Uuid, Arc<Task>>,
+    flavors: BTreeMap<Uuid, Arc<Flavor>>,
     numbers: HashMap<u64, (Class, Uuid)>,
     instance_names: HashMap<String, Uuid>,
     health: Health,
@@ -116,6 +117,16 @@ impl Inventory {
         self.objects.read().tasks.get(&id).cloned()
     }
 
+    /// One flavor.
+    pub fn flavor(&self, id: Uuid) -> Option<Arc<Flavor>> {
+        self.objects.read().flavors.get(&id).cloned()
+    }
+
+    /// The flavor of a name; there are few.
+    pub fn flavor_named(&self, name: &str) -> Option<Arc<Flavor>> {
+        self.objects.read().flavors.values().find(|flavor| flavor.record.name == name).cloned()
+    }
+
     /// The object behind a number.
     pub fn by_number(&self, number: u64) -> Option<Object> {
         let objects = self.objects.read();
@@ -159,6 +170,11 @@ impl Inventory {
         self.objects.read().tasks.values().cloned().collect()
     }
 
+    /// All flavors, by uuid.
+    pub fn flavors(&self) -> Vec<Arc<Flavor>> {
+        self.objects.read().flavors.values().cloned().collect()
+    }
+
     /// The health of the parts.
     pub fn health(&self) -> Health {
         self.objects.read().health.clone()
@@ -181,6 +197,7 @@ impl Objects {
             Class::Instance => self.instances.get(&id).cloned().map(Object::Instance),
             Class::Image => self.images.get(&id).cloned().map(Object::Image),
             Class::Task => self.tasks.get(&id).cloned().map(Object::Task),
+            Class::Flavor => self.flavors.get(&id).cloned().map(Object::Flavor),
         }
     }
 
@@ -206,6 +223,9 @@ impl Objects {
                     Object::Task(task) => {
                         self.tasks.insert(task.id, task.clone());
                     }
+                    Object::Flavor(flavor) => {
+                        self.flavors.insert(flavor.id, flavor.clone());
+                    }
                 }
                 Some(Change::Object { old, new: Some(new) })
             }
@@ -217,6 +237,7 @@ impl Objects {
                     Class::Instance => drop(self.instances.remove(&id)),
                     Class::Image => drop(self.images.remove(&id)),
                     Class::Task => drop(self.tasks.remove(&id)),
+                    Class::Flavor => drop(self.flavors.remove(&id)),
                 }
                 Some(Change::Object { old: Some(old), new: None })
             }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::model::caller::{Caller, Ownership};
 use crate::model::domain::Domain;
-use crate::model::record::{ErrorHistory, ImageRecord, InstanceRecord};
+use crate::model::record::{ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 use crate::model::task::{Operation, TaskRecord};
 use crate::model::{Class, image, instance};
 
@@ -96,6 +96,15 @@ pub struct Task {
     pub record: TaskRecord,
 }
 
+/// A named size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flavor {
+    /// Its key in the store; its directory bears its name.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: FlavorRecord,
+}
+
 /// Any object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -105,6 +114,8 @@ pub enum Object {
     Image(Arc<Image>),
     /// An operation.
     Task(Arc<Task>),
+    /// A named size.
+    Flavor(Arc<Flavor>),
 }
 
 impl Object {
@@ -114,6 +125,7 @@ impl Object {
             Object::Instance(_) => Class::Instance,
             Object::Image(_) => Class::Image,
             Object::Task(_) => Class::Task,
+            Object::Flavor(_) => Class::Flavor,
         }
     }
 
@@ -123,6 +135,7 @@ impl Object {
             Object::Instance(instance) => instance.id,
             Object::Image(image) => image.id,
             Object::Task(task) => task.id,
+            Object::Flavor(flavor) => flavor.id,
         }
     }
 
@@ -132,6 +145,7 @@ impl Object {
             Object::Instance(instance) => instance.record.number,
             Object::Image(image) => image.record.number,
             Object::Task(task) => task.record.number,
+            Object::Flavor(flavor) => flavor.record.number,
         }
     }
 
@@ -140,6 +154,7 @@ impl Object {
         match self {
             Object::Instance(instance) => instance.record.ownership,
             Object::Image(image) => image.record.ownership,
+            Object::Flavor(flavor) => flavor.record.ownership,
             Object::Task(task) => Ownership { owner: task.record.owner, project: task.record.project, generation: 0 },
         }
     }
@@ -149,6 +164,7 @@ impl Object {
         match self {
             Object::Instance(instance) => Some(&instance.record.errors),
             Object::Image(image) => Some(&image.record.errors),
+            Object::Flavor(flavor) => Some(&flavor.record.errors),
             Object::Task(_) => None,
         }
     }

@@ -31,6 +31,8 @@ pub enum InstanceChange {
     Project(u32),
     /// `image`.
     Image(Uuid),
+    /// `flavor`.
+    Flavor(FlavorChoice),
     /// `vcpus`.
     Vcpus(u32),
     /// `memory_bytes`.
@@ -47,6 +49,27 @@ pub enum InstanceChange {
     ResetState,
     /// `metadata/<key>` and its text; `None` removes it.
     Metadata(String, Option<String>),
+}
+
+/// A flavor that an instance is to have, with the values that it has at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlavorChoice {
+    /// Its name.
+    pub name: String,
+    /// What is copied; or why it cannot be, which matters only if the instance has another flavor: what it has already
+    /// may have been deleted meanwhile.
+    pub sizes: Result<Sizes, Reason>,
+}
+
+/// What a flavor gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Size of the root disk in bytes; `None`: as it is.
+    pub root_disk_bytes: Option<u64>,
 }
 
 /// One attribute of an image, and the value that it is to have.
@@ -83,6 +106,8 @@ pub enum Effect {
     Start(Operation),
     /// Give up a stuck operation and look at the hypervisor again.
     Reset,
+    /// The object is gone at once: nothing of it is on any disk.
+    Remove,
 }
 
 impl From<Verdict> for Effect {
@@ -146,6 +171,13 @@ pub fn judge_instance(
         }
         InstanceChange::Name(wanted) => rename(situation, name, wanted),
         InstanceChange::Image(image) => hardware(situation, record.image == Some(*image), Resizable::Never),
+        InstanceChange::Flavor(choice) => {
+            let already = record.flavor.as_ref() == Some(&choice.name);
+            if !already {
+                choice.sizes.as_ref().map_err(Reason::clone)?;
+            }
+            hardware(situation, already, Resizable::Later)
+        }
         InstanceChange::Vcpus(count) => hardware(situation, record.vcpus == *count, Resizable::Later),
         InstanceChange::MemoryBytes(bytes) => hardware(situation, record.memory_bytes == *bytes, Resizable::Later),
         InstanceChange::RootDiskBytes(bytes) => {

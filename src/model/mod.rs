@@ -7,6 +7,7 @@
 pub mod caller;
 pub mod change;
 pub mod domain;
+pub mod flavor;
 pub mod image;
 pub mod instance;
 pub mod keys;
@@ -27,11 +28,13 @@ pub enum Class {
     Image,
     /// Operations under way or done.
     Task,
+    /// Named sizes of virtual machines.
+    Flavor,
 }
 
 impl Class {
     /// All of them, in the order of their numbers in inodes; only ever appended to.
-    pub const ALL: [Class; 3] = [Class::Instance, Class::Image, Class::Task];
+    pub const ALL: [Class; 4] = [Class::Instance, Class::Image, Class::Task, Class::Flavor];
 
     /// The name of the class directory.
     pub fn directory(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Class {
             Class::Instance => "instances",
             Class::Image => "images",
             Class::Task => "tasks",
+            Class::Flavor => "flavors",
         }
     }
 
@@ -48,6 +52,7 @@ impl Class {
             Class::Instance => "instance",
             Class::Image => "image",
             Class::Task => "task",
+            Class::Flavor => "flavor",
         }
     }
 }

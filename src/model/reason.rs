@@ -95,6 +95,8 @@ pub enum Reason {
     NoSpace(String),
     /// A document or temporary file over its limit.
     TooLarge,
+    /// Several values of a document; its errno is the first refusal's in the interface's order.
+    Document(Vec<(String, Reason)>),
     /// A handle that this daemon does not know, in the middle of a read or document.
     StaleHandle,
     /// The image is not one that we accept.
@@ -106,6 +108,42 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The refusals of a document's keys as one, the one that decides first; `None` if there are none.
+    pub fn of_document(mut refused: Vec<(String, Reason)>) -> Option<Reason> {
+        refused.sort_by_key(|(_, reason)| reason.precedence());
+        if refused.is_empty() { None } else { Some(Reason::Document(refused)) }
+    }
+
+    /// The place in the interface's order of refusals, in which the first match decides.
+    fn precedence(&self) -> u8 {
+        match self {
+            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute => 0,
+            Reason::Malformed(_) | Reason::OutOfRange { .. } | Reason::NotFound(_) | Reason::TooLarge => 1,
+            Reason::RootOnly => 2,
+            Reason::Locked(_)
+            | Reason::AdminLock(_)
+            | Reason::TerminateDisabled
+            | Reason::NotInBin
+            | Reason::Policy(_)
+            | Reason::ReadOnlyMount => 3,
+            Reason::NotBuilt { .. } | Reason::Unsupported(_) => 4,
+            Reason::Unreachable(_) => 5,
+            Reason::Busy { .. } | Reason::DataOpen => 6,
+            Reason::State { .. } | Reason::DraftOnly | Reason::StoppedOnly | Reason::Image(_) => 7,
+            Reason::NameTaken(_)
+            | Reason::Exists
+            | Reason::NotEmpty
+            | Reason::DraftQuota { .. }
+            | Reason::KeyQuota { .. }
+            | Reason::ScratchQuota
+            | Reason::NoSpace(_)
+            | Reason::StaleHandle
+            | Reason::TimedOut(_)
+            | Reason::Failed(_) => 8,
+            Reason::Document(refused) => refused.first().map_or(8, |(_, reason)| reason.precedence()),
+        }
+    }
+
     /// The errno that the caller gets.
     pub fn errno(&self) -> i32 {
         match self {
@@ -135,6 +173,7 @@ impl Reason {
             Reason::StaleHandle => libc::ESTALE,
             Reason::TimedOut(_) => libc::ETIMEDOUT,
             Reason::Failed(_) => libc::EIO,
+            Reason::Document(refused) => refused.first().map_or(libc::EINVAL, |(_, reason)| reason.errno()),
         }
     }
 
@@ -241,6 +280,12 @@ impl fmt::Display for Reason {
             Reason::ReadOnlyMount => write!(f, "mounted with -o ro: this instancefs only observes"),
             Reason::NoSpace(place) => write!(f, "no space left on {place}; free some and try again"),
             Reason::TooLarge => write!(f, "too large: at most 1 MiB"),
+            Reason::Document(refused) => {
+                for (index, (key, reason)) in refused.iter().enumerate() {
+                    write!(f, "{}{key}: {reason}", if index == 0 { "" } else { "; " })?;
+                }
+                Ok(())
+            }
             Reason::StaleHandle => write!(f, "the daemon was restarted meanwhile; open the file again"),
         }
     }

@@ -99,6 +99,9 @@ pub struct InstanceRecord {
     pub draft: Option<Draft>,
     /// The image of its root disk.
     pub image: Option<Uuid>,
+    /// The name of the flavor whose values were copied last.
+    #[serde(default)]
+    pub flavor: Option<String>,
     /// Virtual CPUs: of a draft the wanted number; else the definition says.
     pub vcpus: u32,
     /// Memory in bytes, likewise.
@@ -145,6 +148,7 @@ impl InstanceRecord {
             stop_timeout_seconds: Self::STOP_TIMEOUT_SECONDS,
             draft: None,
             image: None,
+            flavor: None,
             vcpus: 0,
             memory_bytes: 0,
             root_disk_bytes: None,
@@ -222,4 +226,35 @@ impl ImageRecord {
             import_from: None,
         }
     }
+}
+
+/// A flavor, stored under its uuid and shown under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlavorRecord {
+    /// The number behind its inodes; never reused.
+    pub number: u64,
+    /// The name, unique.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Who made it.
+    pub ownership: Ownership,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub updated_at: u64,
+    /// Present while it is not offered.
+    pub draft: Option<Draft>,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Size of the root disk in bytes; `None` means the image's.
+    pub root_disk_bytes: Option<u64>,
+    /// Everybody in the access group may use it.
+    pub is_public: bool,
+    /// The groups that may use it where it is not public, in ascending order.
+    pub access: Vec<u32>,
+    /// Refusals.
+    pub errors: ErrorHistory,
 }

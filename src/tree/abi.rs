@@ -6,7 +6,7 @@ use std::{fs, io};
 
 use super::attribute::{Row, Type};
 use super::root::{FixedRow, ROOT, SUMMARY};
-use super::{image, instance, task};
+use super::{flavor, image, instance, task};
 
 const NOTE: &str = "Generated from the attribute tables in the source (`instancefs abi docs/abi`); do not edit.\n";
 
@@ -18,6 +18,7 @@ pub fn documents() -> Vec<(&'static str, String)> {
         ("instances.md", class("instances/UUID/", instance::ROWS)),
         ("images.md", class("images/UUID/", image::ROWS)),
         ("tasks.md", class("tasks/UUID/", task::ROWS)),
+        ("flavors.md", class("flavors/NAME/", flavor::ROWS)),
     ]
 }
 
@@ -61,6 +62,7 @@ fn line(text: &mut String, name: &str, mode: u16, kind: Type, description: &str)
         Type::Object => "object".to_owned(),
         Type::User => "user".to_owned(),
         Type::Group => "group".to_owned(),
+        Type::Groups => "groups".to_owned(),
         Type::Document(format) => format.to_owned(),
         Type::Link => "symlink".to_owned(),
         Type::Data => "data".to_owned(),

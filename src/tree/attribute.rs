@@ -25,6 +25,8 @@ pub enum Type {
     User,
     /// A group's name.
     Group,
+    /// Groups' names: one a line, written separated by any whitespace.
+    Groups,
     /// Several lines or a document of the named kind.
     Document(&'static str),
     /// A symlink.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::attribute::Row;
 use super::names::Position;
 use super::node::{Directory, Node};
-use super::{Touched, fixed, image, instance, root, task};
+use super::{Touched, fixed, flavor, image, instance, root, task, view};
 use crate::inventory::{Change, Inventory, Object};
 use crate::model::Class;
 
@@ -50,11 +50,17 @@ fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
             touched
         }
         (Some(Object::Image(old)), Some(Object::Image(new))) => rows(image::ROWS, old.as_ref(), new.as_ref(), |row| {
-            place(Class::Image, new.record.number, new.id, row.id, row.name)
+            place(Class::Image, new.record.number, &new.id.to_string(), row.id, row.name)
         }),
         (Some(Object::Task(old)), Some(Object::Task(new))) => rows(task::ROWS, old.as_ref(), new.as_ref(), |row| {
-            place(Class::Task, new.record.number, new.id, row.id, row.name)
+            place(Class::Task, new.record.number, &new.id.to_string(), row.id, row.name)
         }),
+        (Some(Object::Flavor(old)), Some(Object::Flavor(new))) => {
+            rows(flavor::ROWS, old.as_ref(), new.as_ref(), |row| {
+                let home = view::home(&Object::Flavor(new.clone()));
+                place(Class::Flavor, new.record.number, &home, row.id, row.name)
+            })
+        }
         _ => Vec::new(),
     };
     touched.extend(summary(old, new));
@@ -81,7 +87,7 @@ fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
     let line = |object: Option<&Object>| match object {
         Some(Object::Instance(instance)) => Some((root::SUMMARY_INSTANCES, root::instance_line(instance))),
         Some(Object::Image(image)) => Some((root::SUMMARY_IMAGES, root::image_line(image))),
-        Some(Object::Task(_)) | None => None,
+        Some(Object::Task(_) | Object::Flavor(_)) | None => None,
     };
     let (old, new) = (line(old), line(new));
     let row = old.as_ref().or(new.as_ref()).map(|(row, _)| *row)?;
@@ -89,11 +95,11 @@ fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
 }
 
 fn attribute(instance: &crate::inventory::Instance, row: &instance::InstanceRow) -> Touched {
-    place(Class::Instance, instance.record.number, instance.id, row.id, row.name)
+    place(Class::Instance, instance.record.number, &instance.id.to_string(), row.id, row.name)
 }
 
-fn place(class: Class, number: u64, id: uuid::Uuid, row: u8, name: &str) -> Touched {
-    let path = PathBuf::from(class.directory()).join(id.to_string()).join(name);
+fn place(class: Class, number: u64, home: &str, row: u8, name: &str) -> Touched {
+    let path = PathBuf::from(class.directory()).join(home).join(name);
     Touched { node: Node::Attribute(class, number, row), path }
 }
 

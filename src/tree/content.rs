@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::attribute::{Read, Row};
 use super::interface::Tree;
 use super::node::{Directory, Node};
-use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, root, task};
+use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task};
 use crate::inventory::Object;
+use crate::model::Class;
 use crate::model::caller::Ownership;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::DraftData;
@@ -21,7 +22,11 @@ pub(super) struct Rendered {
 
 impl Tree {
     pub(super) fn object_attributes(&self, node: Node, object: &Object) -> Option<Attributes> {
-        let Ownership { owner, project, .. } = object.ownership();
+        let Ownership { owner, mut project, .. } = object.ownership();
+        // The kernel cannot tell who may read one that is not public; see [`Interface::may_open`].
+        if matches!(object, Object::Flavor(_)) {
+            project = self.settings.access_group;
+        }
         let plain = |kind, mode, size, caching| Attributes {
             kind,
             mode,
@@ -32,6 +37,7 @@ impl Tree {
             time: created_at(object),
         };
         match node {
+            Node::Object(Class::Flavor, _) => Some(plain(Kind::Directory, 0o750, 0, Caching::Attributes)),
             Node::Object(..) => Some(plain(Kind::Directory, 0o770, 0, Caching::Attributes)),
             Node::NameLink(..) | Node::StateLink(..) => {
                 let size = self.target(node)?.len() as u64;
@@ -52,6 +58,11 @@ impl Tree {
                     } else {
                         plain(row_kind(row), row.mode, size, Caching::Attributes)
                     })
+                }
+                Object::Flavor(flavor) => {
+                    let row = find(flavor::ROWS, id)?;
+                    let size = self.row_size(row, flavor.as_ref(), object)?;
+                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
                 }
                 Object::Task(task) => {
                     let row = find(task::ROWS, id)?;
@@ -119,7 +130,7 @@ impl Tree {
             Object::Instance(instance) if instance.record.definition.is_none() => {
                 Some(self.engine.console_path(instance.id))
             }
-            Object::Instance(_) | Object::Image(_) | Object::Task(_) => named,
+            Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_) => named,
         }
     }
 
@@ -137,14 +148,14 @@ impl Tree {
             Object::Instance(instance) if instance.record.definition.is_some() => {
                 self.reconciler.definition(instance.id)
             }
-            Object::Instance(_) | Object::Image(_) | Object::Task(_) => None,
+            Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_) => None,
         }
     }
 
     pub(super) fn draft_data(&self, object: &Object) -> Option<Arc<DraftData>> {
         match object {
             Object::Image(image) if image.record.draft.is_some() => self.engine.draft_data(image.id),
-            Object::Image(_) | Object::Instance(_) | Object::Task(_) => None,
+            Object::Image(_) | Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => None,
         }
     }
 
@@ -152,7 +163,7 @@ impl Tree {
         match object {
             Object::Image(image) if image.record.draft.is_none() => image.record.size_bytes,
             Object::Image(_) => self.draft_data(object).map_or(0, |data| data.len()),
-            Object::Instance(_) | Object::Task(_) => 0,
+            Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => 0,
         }
     }
 
@@ -221,6 +232,7 @@ pub(super) fn created_at(object: &Object) -> u64 {
     match object {
         Object::Instance(instance) => instance.record.created_at,
         Object::Image(image) => image.record.created_at,
+        Object::Flavor(flavor) => flavor.record.created_at,
         Object::Task(task) => task.record.started_at,
     }
 }

@@ -4,7 +4,7 @@ use super::attribute::{KeyFile, Read, Row};
 use super::content::find;
 use super::interface::Tree;
 use super::node::Node;
-use super::{image, instance, task};
+use super::{flavor, image, instance, task};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::keys::Keys;
@@ -28,6 +28,7 @@ pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
         Class::Instance => heads(instance::ROWS),
         Class::Image => heads(image::ROWS),
         Class::Task => heads(task::ROWS),
+        Class::Flavor => heads(flavor::ROWS),
     }
 }
 
@@ -52,6 +53,7 @@ pub(super) fn keys(object: &Object, row: u8) -> Vec<KeyFile> {
         Object::Instance(instance) => of(instance::ROWS, row, instance),
         Object::Image(image) => of(image::ROWS, row, image),
         Object::Task(task) => of(task::ROWS, row, task),
+        Object::Flavor(flavor) => of(flavor::ROWS, row, flavor),
     }
 }
 
@@ -128,7 +130,7 @@ impl Tree {
     /// The names in a directory in which tools may make temporary files, which are told from misspelt names by them.
     pub(super) fn replaceable(&self, parent: Node) -> Option<Vec<String>> {
         match parent {
-            Node::Object(class @ (Class::Instance | Class::Image), _) => {
+            Node::Object(class @ (Class::Instance | Class::Image | Class::Flavor), _) => {
                 Some(rows_in(class, None).map(|(_, name)| name.to_owned()).collect())
             }
             Node::Attribute(class, _, row) if is_key_directory(class, row) => {
@@ -162,5 +164,6 @@ fn is_key_directory(class: Class, row: u8) -> bool {
         Class::Instance => is(instance::ROWS, row),
         Class::Image => is(image::ROWS, row),
         Class::Task => is(task::ROWS, row),
+        Class::Flavor => is(flavor::ROWS, row),
     }
 }

@@ -6,8 +6,11 @@ use super::node::{Directory, Node, words};
 use super::root;
 use crate::model::Class;
 
-/// The classes that have views by name and state.
-pub const VIEWED: [Class; 2] = [Class::Instance, Class::Image];
+/// The classes that have a view by name; flavors live under theirs.
+const NAMED: [Class; 2] = [Class::Instance, Class::Image];
+
+/// The classes that have a view by state.
+const STATED: [Class; 3] = [Class::Instance, Class::Image, Class::Flavor];
 
 /// What always stands in a directory, in the order of its listing.
 pub fn entries(directory: Directory) -> Vec<(String, Node)> {
@@ -24,12 +27,12 @@ pub fn entries(directory: Directory) -> Vec<(String, Node)> {
                 named("by-state", Directory::ByState),
             ])
             .collect(),
-        Directory::ByName => VIEWED
+        Directory::ByName => NAMED
             .map(|class| named(class.directory(), Directory::ByNameClass(class)))
             .into_iter()
             .chain([named("trash", Directory::ByNameTrash)])
             .collect(),
-        Directory::ByState => VIEWED.map(|class| named(class.directory(), Directory::ByStateClass(class))).to_vec(),
+        Directory::ByState => STATED.map(|class| named(class.directory(), Directory::ByStateClass(class))).to_vec(),
         Directory::ByStateClass(class) => {
             (0..).zip(words(class)).map(|(index, word)| named(word, Directory::ByStateWord(class, index))).collect()
         }

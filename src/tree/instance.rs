@@ -4,7 +4,9 @@ use super::account::{group, group_name, user, user_name};
 use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
 use super::reference::Resolver;
-use super::value::{boolean, filled, instance_name, malformed, metadata_key, number, one};
+use super::value::{
+    boolean, filled, instance_name, malformed, memory_bytes, metadata_key, number, one, root_disk_bytes, vcpus,
+};
 use super::{errors, spec};
 use crate::inventory::Instance;
 use crate::model::caller::Caller;
@@ -48,9 +50,6 @@ const fn with_read(mut row: InstanceRow, read: Read<Instance>) -> InstanceRow {
     row.read = read;
     row
 }
-
-const MEBIBYTE: u64 = 1 << 20;
-const TEBIBYTE: u64 = 1 << 40;
 
 /// The table.
 pub static ROWS: &[InstanceRow] = &[
@@ -193,15 +192,12 @@ pub static ROWS: &[InstanceRow] = &[
     writable(
         row(23, "vcpus", 0o660, Type::Number(""), "Virtual CPUs; written in a draft."),
         |instance| instance.record.vcpus.to_string(),
-        |value, _| {
-            let count = number(filled(value)?, 1, 512, "")?;
-            Ok(InstanceChange::Vcpus(u32::try_from(count).map_err(|_| malformed("too many"))?))
-        },
+        |value, _| vcpus(filled(value)?).map(InstanceChange::Vcpus),
     ),
     writable(
         row(24, "memory_bytes", 0o660, Type::Number("bytes"), "Memory; written in a draft."),
         |instance| instance.record.memory_bytes.to_string(),
-        |value, _| number(filled(value)?, 4 * MEBIBYTE, 64 * TEBIBYTE, "bytes").map(InstanceChange::MemoryBytes),
+        |value, _| memory_bytes(filled(value)?).map(InstanceChange::MemoryBytes),
     ),
     writable(
         row(
@@ -212,7 +208,7 @@ pub static ROWS: &[InstanceRow] = &[
             "Size of the root disk; written in a draft, empty there means the image's size.",
         ),
         |instance| instance.record.root_disk_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
-        |value, _| number(filled(value)?, MEBIBYTE, 64 * TEBIBYTE, "bytes").map(InstanceChange::RootDiskBytes),
+        |value, _| root_disk_bytes(filled(value)?).map(InstanceChange::RootDiskBytes),
     ),
     writable(
         row(
@@ -291,5 +287,17 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         |instance| metadata(&instance.record.metadata),
         |key, value, _| metadata_key(key).map(|key| InstanceChange::Metadata(key, Some(value.to_owned()))),
+    ),
+    writable(
+        row(
+            50,
+            "flavor",
+            0o660,
+            Type::Text,
+            "The flavor whose vcpus, memory_bytes and root_disk_bytes were copied last; written in a draft as a name or \
+             a path in this tree. What is written afterwards deviates from it.",
+        ),
+        |instance| instance.record.flavor.clone().unwrap_or_default(),
+        |value, resolver| resolver.flavor(filled(value)?).map(InstanceChange::Flavor),
     ),
 ];

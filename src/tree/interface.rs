@@ -17,8 +17,8 @@ use super::rename::{self, End, Move};
 use super::root::{self, Audience};
 use super::scratch::{self, Scratch};
 use super::{
-    Attributes, Caching, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, directory, fixed, image,
-    instance, task, view, write,
+    Attributes, Caching, CallerOf, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, directory, fixed,
+    flavor, image, instance, task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
@@ -84,7 +84,8 @@ impl Tree {
         let instances = tree.inventory.instances().into_iter().map(Object::Instance);
         let images = tree.inventory.images().into_iter().map(Object::Image);
         let tasks = tree.inventory.tasks().into_iter().map(Object::Task);
-        for object in instances.chain(images).chain(tasks) {
+        let flavors = tree.inventory.flavors().into_iter().map(Object::Flavor);
+        for object in instances.chain(images).chain(tasks).chain(flavors) {
             for position in Position::ALL {
                 let node = position.node(object.class(), object.number());
                 tree.names.publish(node, object.number(), view::wanted(&object, position, &tree.names));
@@ -221,7 +222,7 @@ impl Interface for Tree {
 
     fn target(&self, node: Node) -> Option<String> {
         let object = self.object(node)?;
-        let home = format!("{}/{}", object.class().directory(), object.id());
+        let home = format!("{}/{}", object.class().directory(), view::home(&object));
         match node {
             Node::NameLink(..) => Some(format!("../../{home}")),
             Node::StateLink(..) => Some(format!("../../../{home}")),
@@ -229,6 +230,7 @@ impl Interface for Tree {
                 Object::Instance(instance) => link(find(instance::ROWS, id)?, instance),
                 Object::Image(image) => link(find(image::ROWS, id)?, image),
                 Object::Task(task) => link(find(task::ROWS, id)?, task),
+                Object::Flavor(flavor) => link(find(flavor::ROWS, id)?, flavor),
             },
             Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Key(..) | Node::Scratch(_) => None,
         }
@@ -247,6 +249,9 @@ impl Interface for Tree {
                     }
                     Object::Image(image) => {
                         self.row_content(find(image::ROWS, id).ok_or_else(absent)?, image.as_ref(), &object)
+                    }
+                    Object::Flavor(flavor) => {
+                        self.row_content(find(flavor::ROWS, id).ok_or_else(absent)?, flavor.as_ref(), &object)
                     }
                     Object::Task(task) => {
                         self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object)
@@ -271,6 +276,15 @@ impl Interface for Tree {
         self.object(node).map_or(0, |object| object.ownership().generation)
     }
 
+    fn may_open(&self, node: Node, caller: CallerOf<'_>) -> bool {
+        match self.object(node) {
+            Some(Object::Flavor(flavor)) => {
+                flavor.record.is_public || crate::model::flavor::may_read(&flavor.record, &caller())
+            }
+            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => true,
+        }
+    }
+
     fn is_read_only(&self, node: Node) -> bool {
         match node {
             Node::Attribute(class, _, id) => {
@@ -279,7 +293,7 @@ impl Interface for Tree {
                         image.record.draft.is_none()
                             && find(image::ROWS, id).is_some_and(|row| matches!(row.read, Read::Data))
                     }
-                    Some(Object::Instance(_) | Object::Task(_)) | None => false,
+                    Some(Object::Instance(_) | Object::Task(_) | Object::Flavor(_)) | None => false,
                 };
                 is_published_data || rows(class).any(|head| head.id == id && head.is_read_only)
             }
@@ -296,7 +310,7 @@ impl Interface for Tree {
     }
 
     fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion) {
-        let (class, id) = match rename::draft(parent, name) {
+        let (class, id, request) = match rename::draft(parent, name) {
             Ok(draft) => draft,
             Err(reason) => return done(Err(self.refuse(&caller, None, "mkdir", reason))),
         };
@@ -310,7 +324,7 @@ impl Interface for Tree {
                 Ok(node)
             }));
         });
-        self.submit(caller, "mkdir", Request::MakeDraft { class, id }, Wait::Accepted, published);
+        self.submit(caller, "mkdir", request, Wait::Accepted, published);
     }
 
     fn remove_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: Completion) {
@@ -318,7 +332,9 @@ impl Interface for Tree {
             return done(Err(Reason::NotFound(format!("{name:?} in this directory"))));
         };
         let object = self.object(node);
-        let (Node::Object(class @ (Class::Instance | Class::Image), number), Some(object)) = (node, object) else {
+        let (Node::Object(class @ (Class::Instance | Class::Image | Class::Flavor), number), Some(object)) =
+            (node, object)
+        else {
             return done(Err(self.refuse(&caller, None, "rmdir", Reason::NotEmpty)));
         };
         let tree = self.clone();

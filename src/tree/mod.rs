@@ -10,6 +10,7 @@ mod content;
 mod directory;
 mod errors;
 mod fixed;
+pub mod flavor;
 pub mod image;
 pub mod instance;
 pub mod interface;
@@ -131,6 +132,8 @@ pub trait Interface: Send + Sync {
     fn content(&self, node: Node, uid: u32) -> Result<Content, Reason>;
     /// The owner's generation, for [`OpenFile::generation`].
     fn generation(&self, node: Node) -> u32;
+    /// Whether the caller may open a file as far as the kernel cannot tell: it knows one group a file.
+    fn may_open(&self, node: Node, caller: CallerOf<'_>) -> bool;
     /// Whether opening for writing is refused for everybody but an announcement.
     fn is_read_only(&self, node: Node) -> bool;
     /// One write(2) of a value: one command. Answers when the tree says so.

@@ -1,7 +1,7 @@
 //! The places of the tree, independent of their names, and their stable numbers.
 
 use crate::model::task::TaskWord;
-use crate::model::{Class, image, instance};
+use crate::model::{Class, flavor, image, instance};
 
 /// A place. Objects are named by their number, attributes by the fixed id of their row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,11 +66,12 @@ pub fn words(class: Class) -> Vec<&'static str> {
             TaskWord::Deleting,
         ],
         Class::Image => &[TaskWord::Saving, TaskWord::Deleting],
-        Class::Task => &[],
+        Class::Task | Class::Flavor => &[],
     };
     let states: Vec<&'static str> = match class {
         Class::Instance => instance::State::ALL.iter().map(|state| state.word()).collect(),
         Class::Image => image::State::ALL.iter().map(|state| state.word()).collect(),
+        Class::Flavor => flavor::State::ALL.iter().map(|state| state.word()).collect(),
         Class::Task => Vec::new(),
     };
     // `building` is a state and a task of Nova's: one directory.

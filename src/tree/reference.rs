@@ -8,6 +8,8 @@ use super::value::{malformed, unescape};
 use crate::inventory::{Inventory, Object};
 use crate::model::Class;
 use crate::model::caller::{Caller, Role};
+use crate::model::change::{FlavorChoice, Sizes};
+use crate::model::flavor;
 use crate::model::reason::Reason;
 
 /// Finds objects for one caller, with his rights.
@@ -24,6 +26,27 @@ impl Resolver<'_> {
     /// The image that a value names.
     pub fn image(&self, value: &str) -> Result<Uuid, Reason> {
         self.object(Class::Image, value)
+    }
+
+    /// The flavor that a value names. What is wrong with it matters to instances that have another one only.
+    pub fn flavor(&self, value: &str) -> Result<FlavorChoice, Reason> {
+        let name = match self.path(Class::Flavor, value)? {
+            Some(Named::Name(name)) => name,
+            Some(Named::Uuid(_)) | None => value.to_owned(),
+        };
+        let sizes = match self.inventory.flavor_named(&name) {
+            None => Err(Reason::NotFound(format!("flavor named {name:?}"))),
+            Some(found) if !flavor::may_read(&found.record, self.caller) => Err(flavor::not_yours()),
+            Some(found) if found.record.draft.is_some() => {
+                Err(Reason::Malformed(format!("the flavor {name:?} is a draft; root writes active to its state")))
+            }
+            Some(found) => Ok(Sizes {
+                vcpus: found.record.vcpus,
+                memory_bytes: found.record.memory_bytes,
+                root_disk_bytes: found.record.root_disk_bytes,
+            }),
+        };
+        Ok(FlavorChoice { name, sizes })
     }
 
     fn object(&self, class: Class, value: &str) -> Result<Uuid, Reason> {
@@ -59,12 +82,18 @@ impl Resolver<'_> {
         let relative: PathBuf =
             inside.components().filter(|component| matches!(component, Component::Normal(_))).collect();
         let parts: Vec<_> = relative.iter().filter_map(|part| part.to_str()).collect();
-        let wrong = || Reason::Malformed(format!("{value:?} is no path of an {} in this tree", class.noun()));
+        let wrong = || Reason::Malformed(format!("{value:?} is no path of {} in this tree", class.directory()));
         match parts.as_slice() {
+            [directory, name] if class == Class::Flavor && *directory == class.directory() => {
+                unescape(name).map(|name| Some(Named::Name(name))).ok_or_else(wrong)
+            }
             [directory, id] if *directory == class.directory() => {
                 canonical_uuid(id).map(|id| Some(Named::Uuid(id))).ok_or_else(wrong)
             }
             ["by-name", directory, name] if *directory == class.directory() => {
+                unescape(name).map(|name| Some(Named::Name(name))).ok_or_else(wrong)
+            }
+            ["by-state", directory, _, name] if class == Class::Flavor && *directory == class.directory() => {
                 unescape(name).map(|name| Some(Named::Name(name))).ok_or_else(wrong)
             }
             ["by-state", directory, _, id] if *directory == class.directory() => {
@@ -97,7 +126,8 @@ impl Resolver<'_> {
                 let instances = self.inventory.instances().into_iter();
                 instances.map(|instance| (Object::Instance(instance.clone()), instance.name().to_owned())).collect()
             }
-            Class::Task => Vec::new(),
+            // Found by their names, which are unique.
+            Class::Task | Class::Flavor => Vec::new(),
         }
     }
 }

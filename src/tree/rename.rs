@@ -4,10 +4,11 @@ use uuid::Uuid;
 
 use super::node::{Directory, Node, words};
 use super::reference::canonical_uuid;
-use super::value::{instance_name, name, unescape};
+use super::value::{escape, instance_name, name, text, unescape};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::flavor::{self, FlavorChange};
 use crate::model::reason::Reason;
 use crate::model::{image, instance};
 use crate::workflow::request::Request;
@@ -92,7 +93,7 @@ fn into_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
             Ok(ask_instance(id, InstanceChange::State(instance::Word::State(instance::State::SoftDeleted))))
         }
         Class::Image => Ok(ask_image(id, ImageChange::State(image::Word::State(image::State::SoftDeleted)))),
-        Class::Task => Err(no_meaning()),
+        Class::Task | Class::Flavor => Err(no_meaning()),
     }
 }
 
@@ -102,6 +103,9 @@ fn state(class: Class, id: Uuid, word: &str) -> Result<Move, Reason> {
             instance::Word::parse(word).map(|word| ask_instance(id, InstanceChange::State(word))).map_err(as_policy)
         }
         Class::Image => image::Word::parse(word).map(|word| ask_image(id, ImageChange::State(word))).map_err(as_policy),
+        Class::Flavor => flavor::Word::parse(word)
+            .map(|word| Move::Ask(Request::Flavor { id, changes: vec![FlavorChange::State(word)] }))
+            .map_err(as_policy),
         Class::Task => Err(no_meaning()),
     }
 }
@@ -110,7 +114,7 @@ fn renamed(class: Class, id: Uuid, wanted: &str) -> Result<Move, Reason> {
     match class {
         Class::Instance => Ok(ask_instance(id, InstanceChange::Name(instance_name(wanted)?))),
         Class::Image => Ok(ask_image(id, ImageChange::Name(name(wanted)?))),
-        Class::Task => Err(no_meaning()),
+        Class::Task | Class::Flavor => Err(no_meaning()),
     }
 }
 
@@ -122,13 +126,28 @@ fn ask_image(id: Uuid, change: ImageChange) -> Move {
     Move::Ask(Request::Image { id, changes: vec![change] })
 }
 
-/// Which class a directory creates drafts of, and under which uuid.
-pub fn draft(parent: Node, name: &str) -> Result<(Class, Uuid), Reason> {
+/// What making a directory asks for, and the class and uuid of the draft.
+pub fn draft(parent: Node, file_name: &str) -> Result<(Class, Uuid, Request), Reason> {
     match parent {
         Node::Directory(Directory::Class(Class::Task)) => Err(Reason::NotBuilt { what: "tasks of users" }),
-        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image))) => canonical_uuid(name)
-            .map(|id| (class, id))
+        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image))) => canonical_uuid(file_name)
+            .map(|id| (class, id, Request::MakeDraft { class, id }))
             .ok_or_else(|| Reason::Malformed("name it by a lower-case uuid: mkdir $(uuidgen)".into())),
-        _ => Err(Reason::Policy("directories can be made in instances and images only".into())),
+        Node::Directory(Directory::Class(Class::Flavor)) => {
+            let id = Uuid::new_v4();
+            let name = flavor_name(file_name)?;
+            Ok((Class::Flavor, id, Request::MakeFlavor { id, name }))
+        }
+        _ => Err(Reason::Policy("directories can be made in instances, images and flavors only".into())),
     }
+}
+
+/// The name of a flavor whose directory is to be named so.
+fn flavor_name(file_name: &str) -> Result<String, Reason> {
+    let wanted = unescape(file_name).and_then(|wanted| name(text(wanted.as_bytes()).ok()?).ok());
+    wanted.filter(|wanted| escape(wanted) == file_name).ok_or_else(|| {
+        Reason::Malformed(
+            "a flavor's name is one line without / in front or spaces behind, written as by-name does".into(),
+        )
+    })
 }

@@ -7,14 +7,20 @@ pub const LONGEST: usize = 4096;
 
 /// The bytes of one write as a value: UTF-8, one line, no control characters, trailing whitespace dropped.
 pub fn text(bytes: &[u8]) -> Result<&str, Reason> {
+    let value = lines(bytes)?;
+    if value.contains('\n') {
+        return Err(malformed("a value is one line"));
+    }
+    Ok(value)
+}
+
+/// The same of a value that may have several lines.
+pub fn lines(bytes: &[u8]) -> Result<&str, Reason> {
     if bytes.len() > LONGEST {
         return Err(malformed("a value has at most 4096 bytes"));
     }
     let value = std::str::from_utf8(bytes).map_err(|_| malformed("a value is UTF-8 text"))?.trim_end();
-    if value.contains('\n') {
-        return Err(malformed("a value is one line"));
-    }
-    if value.chars().any(|character| character.is_control() && character != '\t') {
+    if value.chars().any(|character| character.is_control() && !matches!(character, '\t' | '\n')) {
         return Err(malformed("a value has no control characters"));
     }
     Ok(value)
@@ -68,6 +74,24 @@ pub fn number(value: &str, low: u64, high: u64, unit: &'static str) -> Result<u6
         Some(number) if (low..=high).contains(&number) => Ok(number),
         Some(_) | None => Err(out_of_range),
     }
+}
+
+const MEBIBYTE: u64 = 1 << 20;
+const TEBIBYTE: u64 = 1 << 40;
+
+/// A number of virtual CPUs.
+pub fn vcpus(value: &str) -> Result<u32, Reason> {
+    u32::try_from(number(value, 1, 512, "")?).map_err(|_| malformed("too many"))
+}
+
+/// A guest's memory.
+pub fn memory_bytes(value: &str) -> Result<u64, Reason> {
+    number(value, 4 * MEBIBYTE, 64 * TEBIBYTE, "bytes")
+}
+
+/// The size of a root disk.
+pub fn root_disk_bytes(value: &str) -> Result<u64, Reason> {
+    number(value, MEBIBYTE, 64 * TEBIBYTE, "bytes")
 }
 
 /// The longest name as `by-name` writes it.

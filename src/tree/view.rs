@@ -5,13 +5,22 @@ use super::node::{Directory, Node, words};
 use super::value::{LONGEST_NAME, escape};
 use crate::inventory::{Instance, Object};
 use crate::model::Class;
+use crate::model::flavor;
 use crate::model::task::Operation;
+
+/// The name of an object's directory: its uuid, or a flavor's name.
+pub fn home(object: &Object) -> String {
+    match object {
+        Object::Flavor(flavor) => escape(&flavor.record.name),
+        Object::Instance(_) | Object::Image(_) | Object::Task(_) => object.id().to_string(),
+    }
+}
 
 /// Where an object should be published at a position; `None` if nowhere.
 pub fn wanted(object: &Object, position: Position, names: &Names) -> Option<Place> {
     let class = object.class();
     match position {
-        Position::Home => Some(Place { directory: Directory::Class(class), name: object.id().to_string() }),
+        Position::Home => Some(Place { directory: Directory::Class(class), name: home(object) }),
         Position::Name => by_name(object, names),
         Position::State => by_state(object),
     }
@@ -23,7 +32,7 @@ fn by_name(object: &Object, names: &Names) -> Option<Place> {
     let (name, is_draft) = match object {
         Object::Instance(instance) => (link_name(instance), instance.record.draft.is_some()),
         Object::Image(image) => (escape(&image.record.name), image.record.draft.is_some()),
-        Object::Task(_) => return None,
+        Object::Task(_) | Object::Flavor(_) => return None,
     };
     if is_draft {
         return None;
@@ -55,11 +64,12 @@ fn by_state(object: &Object) -> Option<Place> {
     let (task, state) = match object {
         Object::Instance(instance) => (&instance.task, instance.observed().state.word()),
         Object::Image(image) => (&image.task, image.state().word()),
+        Object::Flavor(flavor) => (&None, flavor::state(&flavor.record).word()),
         Object::Task(_) => return None,
     };
     let word = task.as_ref().map_or(state, |task| task.operation.task_word().word());
     let class = object.class();
     let position = words(class).iter().position(|candidate| *candidate == word)?;
     let directory = Directory::ByStateWord(class, u8::try_from(position).ok()?);
-    Some(Place { directory, name: object.id().to_string() })
+    Some(Place { directory, name: home(object) })
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::attribute::Type;
 use super::attribute::{Row, Write};
 use super::content::find;
 use super::interface::Tree;
 use super::reference::Resolver;
-use super::value::text;
-use super::{Data, OpenFile, ReadCompletion, directory, image, instance, task};
+use super::value::{lines, text};
+use super::{Data, OpenFile, ReadCompletion, directory, flavor, image, instance, task};
 use crate::inventory::{Image, Object};
 use crate::model::Class;
 use crate::model::caller::{Caller, Role};
@@ -38,12 +39,17 @@ pub fn request(
             let change = change(tree, row, file, object, caller, bytes)?;
             Ok(change.map(|change| (row.name, Request::Image { id, changes: vec![change] })))
         }
+        (Object::Flavor(_), Some(row)) => {
+            let row = find(flavor::ROWS, row).ok_or_else(nothing)?;
+            let change = change(tree, row, file, object, caller, bytes)?;
+            Ok(change.map(|change| (row.name, Request::Flavor { id, changes: vec![change] })))
+        }
         (Object::Task(_), Some(row)) => {
             let row = find(task::ROWS, row).ok_or_else(nothing)?;
             let change = change(tree, row, file, object, caller, bytes)?;
             Ok(change.map(|change| match change {}))
         }
-        (Object::Instance(_) | Object::Image(_) | Object::Task(_), None) => Err(nothing()),
+        (Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_), None) => Err(nothing()),
     }
 }
 
@@ -72,13 +78,15 @@ fn change<O, C>(
     bytes: &[u8],
 ) -> Result<Option<C>, Refusal> {
     let refused = |reason| (row.name, reason);
-    if caller.role(&object.ownership()) == Role::Stranger {
+    // A flavor's readers are no strangers to it: they are told that it is root's to change.
+    let is_stranger = caller.role(&object.ownership()) == Role::Stranger;
+    if is_stranger && !matches!(object, Object::Flavor(_)) {
         return Err(refused(Reason::NotYours { class: object.class() }));
     }
     if file.generation != object.ownership().generation {
         return Err(refused(Reason::HandleOutlivedOwner));
     }
-    let value = text(bytes).map_err(refused)?;
+    let value = if row.kind == Type::Groups { lines(bytes) } else { text(bytes) }.map_err(refused)?;
     if value.is_empty() && file.written {
         return Ok(None);
     }

@@ -4,12 +4,14 @@ use std::borrow::Cow;
 
 use super::draft;
 use super::judge::Judge;
-use crate::inventory::{Image, Instance};
+use crate::inventory::{Flavor, Image, Instance};
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::flavor::{self, FlavorChange, State, Word};
 use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
+use crate::model::record::Draft;
 
 /// What changed, in words.
 pub(super) struct Words {
@@ -45,6 +47,7 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
         InstanceChange::Image(image) => {
             words("image", record.image.map(|image| image.to_string()).unwrap_or_default(), image)
         }
+        InstanceChange::Flavor(choice) => words("flavor", record.flavor.as_deref().unwrap_or_default(), &choice.name),
         InstanceChange::Vcpus(count) => words("vcpus", record.vcpus, count),
         InstanceChange::MemoryBytes(bytes) => words("memory_bytes", record.memory_bytes, bytes),
         InstanceChange::RootDiskBytes(bytes) => {
@@ -97,6 +100,22 @@ fn set_metadata(keys: &mut Keys<String>, key: &str, text: Option<&String>) -> Re
     }
 }
 
+/// Tells of a change of a flavor, before it is made.
+pub(super) fn describe_flavor(flavor: &Flavor, change: &FlavorChange) -> Words {
+    let record = &flavor.record;
+    let size = |bytes: Option<u64>| bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+    let list = |groups: &[u32]| groups.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    match change {
+        FlavorChange::Description(text) => words("description", &record.description, text),
+        FlavorChange::State(word) => words("state", flavor::state(record).word(), word.word()),
+        FlavorChange::Vcpus(count) => words("vcpus", record.vcpus, count),
+        FlavorChange::MemoryBytes(bytes) => words("memory_bytes", record.memory_bytes, bytes),
+        FlavorChange::RootDiskBytes(bytes) => words("root_disk_bytes", size(record.root_disk_bytes), size(*bytes)),
+        FlavorChange::IsPublic(value) => words("is_public", u8::from(record.is_public), u8::from(*value)),
+        FlavorChange::Access(groups) => words("access", list(&record.access), list(groups)),
+    }
+}
+
 /// Whether the domain's metadata tells of this attribute.
 pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
     match change {
@@ -110,6 +129,7 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         InstanceChange::Name(_)
         | InstanceChange::State(_)
         | InstanceChange::Image(_)
+        | InstanceChange::Flavor(_)
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
@@ -156,6 +176,13 @@ impl Judge<'_, '_> {
                     return Err(Reason::NotFound(format!("image {image}")));
                 }
                 record.image = Some(*image);
+            }
+            InstanceChange::Flavor(choice) => {
+                let sizes = choice.sizes.clone()?;
+                record.flavor = Some(choice.name.clone());
+                record.vcpus = sizes.vcpus;
+                record.memory_bytes = sizes.memory_bytes;
+                record.root_disk_bytes = sizes.root_disk_bytes.or(record.root_disk_bytes);
             }
             InstanceChange::Vcpus(count) => record.vcpus = *count,
             InstanceChange::MemoryBytes(bytes) => record.memory_bytes = *bytes,
@@ -206,6 +233,23 @@ pub(super) fn record_image(image: &mut Image, change: &ImageChange) -> Result<()
         ImageChange::State(_) => {}
     }
     Ok(())
+}
+
+/// Writes an attribute of a flavor.
+pub(super) fn record_flavor(flavor: &mut Flavor, change: &FlavorChange) {
+    let record = &mut flavor.record;
+    match change {
+        FlavorChange::Description(text) => record.description.clone_from(text),
+        FlavorChange::State(Word::State(State::Active)) => record.draft = None,
+        FlavorChange::State(Word::State(State::Draft)) => record.draft = Some(Draft { written: true }),
+        FlavorChange::Vcpus(count) => record.vcpus = *count,
+        FlavorChange::MemoryBytes(bytes) => record.memory_bytes = *bytes,
+        FlavorChange::RootDiskBytes(bytes) => record.root_disk_bytes = *bytes,
+        FlavorChange::IsPublic(value) => record.is_public = *value,
+        FlavorChange::Access(groups) => record.access.clone_from(groups),
+        // Its removal.
+        FlavorChange::State(Word::Deleted) => {}
+    }
 }
 
 /// Handles that were opened before can tell.

@@ -10,11 +10,11 @@ use uuid::Uuid;
 use super::boot::clear_leftovers;
 use super::drafts_data::of_io;
 use super::operation::{Ending, Halt, Run};
-use crate::inventory::{Image, Instance};
+use crate::inventory::{Flavor, Image, Instance};
 use crate::model::Class;
 use crate::model::caller::Ownership;
 use crate::model::protection::Action;
-use crate::model::record::{Draft, ImageRecord, InstanceRecord};
+use crate::model::record::{Draft, ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 
 const DEFAULT_VCPUS: u32 = 1;
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
@@ -42,6 +42,26 @@ pub(super) fn new_image(id: Uuid, number: u64, ownership: Ownership, now: u64) -
     Image { id, record, task: None, data_bytes: 0 }
 }
 
+/// A new flavor draft.
+pub(super) fn new_flavor(id: Uuid, number: u64, name: &str, ownership: Ownership, now: u64) -> Flavor {
+    let record = FlavorRecord {
+        number,
+        name: name.to_owned(),
+        description: String::new(),
+        ownership,
+        created_at: now,
+        updated_at: now,
+        draft: Some(Draft { written: false }),
+        vcpus: DEFAULT_VCPUS,
+        memory_bytes: DEFAULT_MEMORY_BYTES,
+        root_disk_bytes: None,
+        is_public: false,
+        access: Vec::new(),
+        errors: ErrorHistory::default(),
+    };
+    Flavor { id, record }
+}
+
 /// Removes a draft.
 pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
     match run.class {
@@ -61,7 +81,8 @@ pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
             }
             removed.map(|()| Ending::Removed)
         }
-        Class::Task => Ok(Ending::Removed),
+        // A flavor draft is a record, which no operation removes.
+        Class::Task | Class::Flavor => Ok(Ending::Removed),
     }
 }
 

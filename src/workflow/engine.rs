@@ -258,6 +258,7 @@ pub(super) fn refusal(
     let name = match found {
         Some(Object::Instance(instance)) => instance.name().to_owned(),
         Some(Object::Image(image)) => image.record.name.clone(),
+        Some(Object::Flavor(flavor)) => flavor.record.name.clone(),
         Some(Object::Task(_)) | None => String::new(),
     };
     Entry {

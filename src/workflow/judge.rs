@@ -1,21 +1,24 @@
 //! Submissions, judged one after the other against a batch that sees what the ones before changed. A change set is
 //! taken as a whole or refused as a whole.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::apply::{self, Words};
+use super::apply::Words;
 use super::boot;
+use super::draft;
 use super::engine::Shared;
 use super::events::Entry;
 use super::ledger::Batch;
-use super::request::Request;
-use crate::inventory::{Instance, Object, RunningTask, Task};
+use super::request::{DOCUMENT, Request};
+use super::subject::Subject;
+use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
 use crate::model::Class;
-use crate::model::caller::{Caller, Ownership};
-use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
+use crate::model::caller::{Caller, NO_PROJECT, Ownership};
+use crate::model::change::{Effect, InstanceChange};
 use crate::model::protection::Action;
 use crate::model::reason::Reason;
 use crate::model::record::ErrorLine;
@@ -66,13 +69,15 @@ pub(super) struct Judge<'a, 'b> {
 
 impl Judge<'_, '_> {
     /// Judges one submission, and applies it to the batch if it is accepted.
-    pub(super) fn judge(&mut self, caller: &Caller, request: &Request) -> Result<Accepted, Reason> {
+    pub(super) fn judge(&mut self, caller: &Caller, file: &str, request: &Request) -> Result<Accepted, Reason> {
         if self.shared.settings.read_only {
             return Err(Reason::ReadOnlyMount);
         }
         match request {
-            Request::Instance { id, changes } => self.instance(caller, *id, changes),
-            Request::Image { id, changes } => self.image(caller, *id, changes),
+            Request::Instance { id, changes } => self.change::<Instance>(caller, file, *id, changes),
+            Request::Image { id, changes } => self.change::<Image>(caller, file, *id, changes),
+            Request::Flavor { id, changes } => self.change::<Flavor>(caller, file, *id, changes),
+            Request::MakeFlavor { id, name } => self.make_flavor(caller, *id, name),
             Request::MakeDraft { class, id } => self.make_draft(caller, *class, *id),
             Request::DiscardUnwritten { class, id } => self.discard_unwritten(caller, *class, *id),
         }
@@ -93,123 +98,123 @@ impl Judge<'_, '_> {
                 self.batch.show(Object::Image(Arc::new(image)));
                 true
             }
+            Some(Object::Flavor(flavor)) => {
+                let mut flavor = (*flavor).clone();
+                flavor.record.errors.push(line);
+                self.batch.show(Object::Flavor(Arc::new(flavor)));
+                true
+            }
             Some(Object::Task(_)) | None => false,
         }
     }
 
-    fn instance(&mut self, caller: &Caller, id: Uuid, changes: &[InstanceChange]) -> Result<Accepted, Reason> {
-        let present = self.batch.instance(id).ok_or_else(|| Reason::NotFound(format!("instance {id}")))?;
-        let mut instance = (*present).clone();
+    /// Applies a change set as a whole, or refuses it as a whole.
+    fn change<S: Subject>(
+        &mut self,
+        caller: &Caller,
+        file: &str,
+        id: Uuid,
+        changes: &[S::Change],
+    ) -> Result<Accepted, Reason> {
+        let missing = || Reason::NotFound(format!("{} {id}", S::CLASS.noun()));
+        let mut subject = (*S::get(self.batch, id).ok_or_else(missing)?).clone();
         let mut sorted: Vec<_> = changes.iter().collect();
-        sorted.sort_by_key(|change| rank(change));
+        sorted.sort_by_key(|change| S::rank(change));
         let mut accepted = Accepted::default();
         let mut task = None;
         let mut changed = false;
+        let mut removed = false;
+        // All that is wrong with a document is said at once.
+        let mut refused = Vec::new();
         for change in sorted {
-            let situation = instance.situation(caller, self.unreachable.as_deref());
-            let effect = judge_instance(&situation, &instance.record, instance.name(), change)?;
-            let told = apply::describe_instance(&instance, change);
+            let told = subject.describe(change);
+            let what = told.what.clone();
+            let effect = match subject.judge(caller, self.unreachable.as_deref(), change) {
+                Ok(effect) => effect,
+                Err(reason) => {
+                    refused.push((what, reason));
+                    continue;
+                }
+            };
             match effect {
                 Effect::AlreadyTrue => continue,
                 Effect::Join => {
-                    accepted.answer = instance.task.as_ref().map_or(Answer::Now, |task| Answer::Operation(task.id));
+                    accepted.answer = subject.task().map_or(Answer::Now, |task| Answer::Operation(task.id));
                     continue;
                 }
                 Effect::Record => {
-                    self.record_instance(&mut instance, caller, change)?;
+                    if let Err(reason) = subject.record(self, caller, change) {
+                        refused.push((what, reason));
+                        continue;
+                    }
                     changed = true;
-                    if apply::is_mirrored(change) && instance.record.draft.is_none() {
+                    if subject.is_mirrored(change) {
                         accepted.mirror = Some(id);
                     }
                 }
                 Effect::Start(operation) => {
-                    self.can_begin(&instance, &operation)?;
-                    let begun = self.begin(caller, Class::Instance, id, instance.record.ownership, operation);
-                    instance.record.operation = Some(begun.id);
-                    instance.record.last_task = Some(begun.id);
-                    instance.task = Some(running(&begun));
+                    if let Err(reason) = subject.can_begin(self, &operation) {
+                        refused.push((what, reason));
+                        continue;
+                    }
+                    let begun = self.begin(caller, S::CLASS, id, subject.ownership(), operation);
+                    subject.claim(running(&begun));
                     accepted.answer = Answer::Operation(begun.id);
                     task = Some(begun);
                     changed = true;
                 }
                 Effect::Reset => {
-                    accepted.answer =
-                        instance.task.as_ref().map_or(Answer::Look(id), |task| Answer::Cancelled(task.id));
+                    accepted.answer = subject.task().map_or(Answer::Look(id), |task| Answer::Cancelled(task.id));
                 }
+                Effect::Remove => removed = true,
             }
-            accepted.entries.push(entry(Class::Instance, id, instance.name(), caller, told));
+            accepted.entries.push(entry(S::CLASS, id, subject.name(), caller, told));
         }
+        if let Some(reason) = whole(file, refused) {
+            return Err(reason);
+        }
+        if removed {
+            self.batch.remove(S::CLASS, id);
+            return Ok(accepted);
+        }
+        let now = self.now;
+        let traces = subject.traces();
+        let was_refused = std::mem::take(&mut traces.errors.current);
         if changed {
-            instance.record.updated_at = self.now;
-            instance.record.errors.current = false;
-            if let Some(draft) = &mut instance.record.draft {
+            *traces.updated_at = now;
+            if let Some(draft) = traces.draft {
                 draft.written = true;
             }
+        }
+        let object = subject.object();
+        if changed {
             if let Some(task) = task {
-                let name = wanted_name(&instance, &task.record.operation).map(str::to_owned);
-                if let Some(name) = name {
-                    self.names.insert(name, (id, task.id));
+                if let Object::Instance(instance) = &object
+                    && let Some(name) = wanted_name(instance, &task.record.operation)
+                {
+                    self.names.insert(name.to_owned(), (id, task.id));
                 }
                 let task = Arc::new(task);
                 self.batch.put(Object::Task(task.clone()));
                 accepted.begun.push(task);
             }
-            self.batch.put(Object::Instance(Arc::new(instance)));
-        } else if instance.record.errors.current {
-            instance.record.errors.current = false;
-            self.batch.show(Object::Instance(Arc::new(instance)));
+            self.batch.put(object);
+        } else if was_refused {
+            self.batch.show(object);
         }
         Ok(accepted)
     }
 
-    fn image(&mut self, caller: &Caller, id: Uuid, changes: &[ImageChange]) -> Result<Accepted, Reason> {
-        let present = self.batch.image(id).ok_or_else(|| Reason::NotFound(format!("image {id}")))?;
-        let mut image = (*present).clone();
-        let mut sorted: Vec<_> = changes.iter().collect();
-        sorted.sort_by_key(|change| matches!(change, ImageChange::State(_)));
-        let mut accepted = Accepted::default();
-        let mut task = None;
-        let mut changed = false;
-        for change in sorted {
-            let effect = judge_image(&image.situation(caller), &image.record, change)?;
-            let told = apply::describe_image(&image, change);
-            match effect {
-                Effect::AlreadyTrue => continue,
-                Effect::Join => {
-                    accepted.answer = image.task.as_ref().map_or(Answer::Now, |task| Answer::Operation(task.id));
-                    continue;
-                }
-                Effect::Record => apply::record_image(&mut image, change)?,
-                Effect::Start(operation) => {
-                    let begun = self.begin(caller, Class::Image, id, image.record.ownership, operation);
-                    image.record.operation = Some(begun.id);
-                    image.record.last_task = Some(begun.id);
-                    image.task = Some(running(&begun));
-                    accepted.answer = Answer::Operation(begun.id);
-                    task = Some(Arc::new(begun));
-                }
-                // Images have no such verb.
-                Effect::Reset => continue,
-            }
-            changed = true;
-            accepted.entries.push(entry(Class::Image, id, &image.record.name, caller, told));
+    fn make_flavor(&mut self, caller: &Caller, id: Uuid, name: &str) -> Result<Accepted, Reason> {
+        let ownership = Ownership { project: NO_PROJECT, ..self.ownership_for(caller) };
+        crate::model::flavor::by_root(caller.role(&ownership))?;
+        if self.batch.has_flavor_named(name) {
+            return Err(Reason::Exists);
         }
-        if changed {
-            image.record.updated_at = self.now;
-            image.record.errors.current = false;
-            if let Some(draft) = &mut image.record.draft {
-                draft.written = true;
-            }
-            if let Some(task) = task {
-                self.batch.put(Object::Task(task.clone()));
-                accepted.begun.push(task);
-            }
-            self.batch.put(Object::Image(Arc::new(image)));
-        } else if image.record.errors.current {
-            image.record.errors.current = false;
-            self.batch.show(Object::Image(Arc::new(image)));
-        }
-        Ok(accepted)
+        let number = self.batch.next_number();
+        self.batch.put(Object::Flavor(Arc::new(draft::new_flavor(id, number, name, ownership, self.now))));
+        let told = Words { what: "draft".into(), from: String::new(), to: "draft".to_owned() };
+        Ok(Accepted { entries: vec![entry(Class::Flavor, id, name, caller, told)], ..Accepted::default() })
     }
 
     fn make_draft(&mut self, caller: &Caller, class: Class, id: Uuid) -> Result<Accepted, Reason> {
@@ -224,6 +229,7 @@ impl Judge<'_, '_> {
             Class::Instance => Object::Instance(Arc::new(self.instance_draft(caller, id))),
             Class::Image => Object::Image(Arc::new(self.image_draft(caller, id))),
             Class::Task => return Err(Reason::NotBuilt { what: "tasks of your own" }),
+            Class::Flavor => return Err(Reason::Policy("a flavor is made by its name".to_owned())),
         };
         self.batch.put(object);
         *self.drafts.entry(caller.uid).or_default() += 1;
@@ -255,6 +261,16 @@ impl Judge<'_, '_> {
                 crate::model::instance::idle(situation.task)?;
                 (image.record.ownership.owner, image.record.name.clone())
             }
+            Object::Flavor(flavor) => {
+                crate::model::flavor::by_root(caller.role(&flavor.record.ownership))?;
+                if flavor.record.draft.is_none_or(|draft| draft.written) {
+                    return Err(Reason::NotEmpty);
+                }
+                self.batch.remove(class, id);
+                let told = Words { what: "draft".into(), from: "draft".to_owned(), to: "deleted".to_owned() };
+                let entries = vec![entry(class, id, &flavor.record.name, caller, told)];
+                return Ok(Accepted { entries, ..Accepted::default() });
+            }
             Object::Task(_) => return Err(Reason::NotEmpty),
         };
         self.batch.remove(class, id);
@@ -284,7 +300,7 @@ impl Judge<'_, '_> {
     }
 
     /// What the operation's first step would find out, said at once.
-    fn can_begin(&self, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
+    pub(super) fn can_begin(&self, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
         match operation {
             Operation::Boot | Operation::Define => {
                 let id = instance.record.image.ok_or_else(boot::no_image)?;
@@ -372,9 +388,11 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
 }
 
 /// The order within a change set: unlocking opens the way for the rest, operations see the attributes, locking closes.
-fn rank(change: &InstanceChange) -> u8 {
+pub(super) fn rank(change: &InstanceChange) -> u8 {
     match change {
         InstanceChange::Locked(false) => 0,
+        // What is written beside it deviates from it.
+        InstanceChange::Flavor(_) => 1,
         InstanceChange::Description(_)
         | InstanceChange::DisableTerminate(_)
         | InstanceChange::Owner(_)
@@ -384,15 +402,23 @@ fn rank(change: &InstanceChange) -> u8 {
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
         | InstanceChange::StopTimeoutSeconds(_)
-        | InstanceChange::Metadata(..) => 1,
-        InstanceChange::Name(_) => 2,
+        | InstanceChange::Metadata(..) => 2,
+        InstanceChange::Name(_) => 3,
         InstanceChange::State(_)
         | InstanceChange::RebootSoft
         | InstanceChange::RebootHard
-        | InstanceChange::ResetState => 3,
-        InstanceChange::Locked(true) => 4,
-        InstanceChange::LockedReason(_) => 5,
+        | InstanceChange::ResetState => 4,
+        InstanceChange::Locked(true) => 5,
+        InstanceChange::LockedReason(_) => 6,
     }
+}
+
+/// The refusals of a change set as one: a document's name its keys.
+fn whole(file: &str, mut refused: Vec<(Cow<'static, str>, Reason)>) -> Option<Reason> {
+    if file == DOCUMENT {
+        return Reason::of_document(refused.into_iter().map(|(key, reason)| (key.into_owned(), reason)).collect());
+    }
+    if refused.is_empty() { None } else { Some(refused.remove(0).1) }
 }
 
 fn entry(class: Class, id: Uuid, name: &str, caller: &Caller, told: Words) -> Entry {

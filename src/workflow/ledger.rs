@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::inventory::{Image, Instance, Inventory, Object, Task, Update};
+use crate::inventory::{Flavor, Image, Instance, Inventory, Object, Task, Update};
 use crate::model::Class;
 use crate::store::{Change, Compare, Revision, Store, StoreError};
 
@@ -142,6 +142,7 @@ fn encode(object: &Object) -> Result<Vec<u8>, StoreError> {
         Object::Instance(instance) => serde_json::to_vec(&instance.record),
         Object::Image(image) => serde_json::to_vec(&image.record),
         Object::Task(task) => serde_json::to_vec(&task.record),
+        Object::Flavor(flavor) => serde_json::to_vec(&flavor.record),
     }
     .map_err(|error| StoreError::Failed(format!("a record cannot be written as JSON: {error}")))
 }
@@ -169,7 +170,7 @@ impl Batch<'_> {
     pub fn instance(&self, id: Uuid) -> Option<Arc<Instance>> {
         match self.get(Class::Instance, id) {
             Some(Object::Instance(instance)) => Some(instance),
-            Some(Object::Image(_) | Object::Task(_)) | None => None,
+            Some(Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => None,
         }
     }
 
@@ -177,7 +178,7 @@ impl Batch<'_> {
     pub fn image(&self, id: Uuid) -> Option<Arc<Image>> {
         match self.get(Class::Image, id) {
             Some(Object::Image(image)) => Some(image),
-            Some(Object::Instance(_) | Object::Task(_)) | None => None,
+            Some(Object::Instance(_) | Object::Task(_) | Object::Flavor(_)) | None => None,
         }
     }
 
@@ -185,8 +186,25 @@ impl Batch<'_> {
     pub fn task(&self, id: Uuid) -> Option<Arc<Task>> {
         match self.get(Class::Task, id) {
             Some(Object::Task(task)) => Some(task),
-            Some(Object::Instance(_) | Object::Image(_)) | None => None,
+            Some(Object::Instance(_) | Object::Image(_) | Object::Flavor(_)) | None => None,
         }
+    }
+
+    /// A flavor as this batch leaves it.
+    pub fn flavor(&self, id: Uuid) -> Option<Arc<Flavor>> {
+        match self.get(Class::Flavor, id) {
+            Some(Object::Flavor(flavor)) => Some(flavor),
+            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => None,
+        }
+    }
+
+    /// Whether a flavor has this name, as this batch leaves it.
+    pub fn has_flavor_named(&self, name: &str) -> bool {
+        let staged = self.staged.values().any(|object| match object {
+            Some(Object::Flavor(flavor)) => flavor.record.name == name,
+            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => false,
+        });
+        staged || self.inventory.flavor_named(name).is_some_and(|flavor| self.flavor(flavor.id).is_some())
     }
 
     /// Whether any class has this uuid.

@@ -1,6 +1,7 @@
 //! How things are done: requests judged and recorded, operations run in journaled steps.
 //!
-//! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them, `operation` runs what takes longer, step by
+//! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them
+//! (`subject` is an object as they see it), `operation` runs what takes longer, step by
 //! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left.
 
 mod apply;
@@ -20,6 +21,7 @@ mod reboot;
 pub mod reconcile;
 pub mod recovery;
 pub mod request;
+mod subject;
 mod turn;
 
 pub use drafts_data::{DraftData, Writer};

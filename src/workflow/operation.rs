@@ -410,6 +410,7 @@ impl Run {
         match inventory.get(self.class, self.object) {
             Some(Object::Instance(instance)) => instance.name().to_owned(),
             Some(Object::Image(image)) => image.record.name.clone(),
+            Some(Object::Flavor(flavor)) => flavor.record.name.clone(),
             Some(Object::Task(_)) | None => String::new(),
         }
     }

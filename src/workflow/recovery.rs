@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::engine::Shared;
 use super::judge::running;
 use super::ledger::now;
-use crate::inventory::{Image, Instance, Object, RunningTask, Task, Update};
+use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task, Update};
 use crate::model::Class;
 use crate::model::reason::Reason;
-use crate::model::record::{ImageRecord, InstanceRecord};
+use crate::model::record::{FlavorRecord, ImageRecord, InstanceRecord};
 use crate::model::task::{TaskRecord, TaskState};
 use crate::store::{Store, StoreError};
 
@@ -38,6 +38,9 @@ pub fn load(store: &dyn Store) -> Result<Vec<Update>, StoreError> {
         let domain = record.seen.clone();
         updates.push(Update::Put(Object::Instance(Arc::new(Instance { id, record, domain, task }))));
     }
+    for (id, record) in read::<FlavorRecord>(store, Class::Flavor)? {
+        updates.push(Update::Put(Object::Flavor(Arc::new(Flavor { id, record }))));
+    }
     updates.extend(tasks.into_iter().map(|task| Update::Put(Object::Task(task))));
     Ok(updates)
 }
@@ -61,7 +64,7 @@ pub(super) fn unfinished(shared: &Shared) -> Result<Vec<Arc<Task>>, StoreError> 
         let owner = match ledger.inventory().get(task.record.class, task.record.object) {
             Some(Object::Instance(instance)) => instance.record.operation,
             Some(Object::Image(image)) => image.record.operation,
-            Some(Object::Task(_)) | None => None,
+            Some(Object::Task(_) | Object::Flavor(_)) | None => None,
         };
         owner == Some(task.id)
     });
@@ -114,7 +117,7 @@ pub(super) fn expire(shared: &Shared) {
                     image.record.last_task = None;
                     batch.put(Object::Image(Arc::new(image)));
                 }
-                Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => {}
+                Some(Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => {}
             }
         }
     });

@@ -5,7 +5,11 @@ use uuid::Uuid;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::change::{ImageChange, InstanceChange};
+use crate::model::flavor::FlavorChange;
 use crate::model::reason::Reason;
+
+/// The file whose change sets are whole documents: what is wrong with one is said key by key.
+pub const DOCUMENT: &str = "spec.json";
 
 /// Called exactly once with the outcome; from any thread, never while a lock is held.
 pub type Completion = Box<dyn FnOnce(Result<(), Reason>) + Send>;
@@ -36,6 +40,20 @@ pub enum Request {
         /// The change set.
         changes: Vec<ImageChange>,
     },
+    /// Change a flavor likewise.
+    Flavor {
+        /// Which.
+        id: Uuid,
+        /// The change set.
+        changes: Vec<FlavorChange>,
+    },
+    /// mkdir: a new flavor draft, by root.
+    MakeFlavor {
+        /// Its key in the store.
+        id: Uuid,
+        /// Its name.
+        name: String,
+    },
     /// mkdir: a new draft of this uuid, owned by the caller.
     MakeDraft {
         /// Instance or image.
@@ -45,7 +63,7 @@ pub enum Request {
     },
     /// rmdir: discard a draft into which no write ever succeeded; anything else is `ENOTEMPTY`.
     DiscardUnwritten {
-        /// Instance or image.
+        /// Instance, image or flavor.
         class: Class,
         /// Which.
         id: Uuid,
@@ -58,8 +76,9 @@ impl Request {
         match self {
             Request::Instance { id, .. } => Some((Class::Instance, *id)),
             Request::Image { id, .. } => Some((Class::Image, *id)),
+            Request::Flavor { id, .. } => Some((Class::Flavor, *id)),
             Request::DiscardUnwritten { class, id } => Some((*class, *id)),
-            Request::MakeDraft { .. } => None,
+            Request::MakeDraft { .. } | Request::MakeFlavor { .. } => None,
         }
     }
 }

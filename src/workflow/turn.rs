@@ -186,7 +186,7 @@ impl EngineThread {
             for message in messages {
                 match message {
                     Message::Submit(submission) => {
-                        let verdict = judge.judge(&submission.caller, &submission.request);
+                        let verdict = judge.judge(&submission.caller, &submission.file, &submission.request);
                         if let Err(reason) = &verdict {
                             let line = line(&submission.caller, &submission.file, reason);
                             judge.refuse(submission.request.object(), line);

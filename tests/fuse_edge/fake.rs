@@ -12,8 +12,8 @@ use instancefs::model::Class;
 use instancefs::model::caller::Caller;
 use instancefs::model::reason::Reason;
 use instancefs::tree::{
-    Attributes, Caching, Content, Data, Directory, Interface, Kind, Names, Node, NodeCompletion, OpenFile, Place,
-    Position, ReadCompletion, Touched,
+    Attributes, Caching, CallerOf, Content, Data, Directory, Interface, Kind, Names, Node, NodeCompletion, OpenFile,
+    Place, Position, ReadCompletion, Touched,
 };
 use instancefs::workflow::request::Completion;
 use parking_lot::Mutex;
@@ -247,6 +247,10 @@ impl Interface for Fake {
         3
     }
 
+    fn may_open(&self, _node: Node, _caller: CallerOf<'_>) -> bool {
+        true
+    }
+
     fn is_read_only(&self, node: Node) -> bool {
         node == Node::File(Directory::Root, READ_ONLY)
     }
@@ -344,7 +348,7 @@ impl Fake {
         match change {
             Change::Moved(Class::Task, id) => self.effects.lock().get(id).cloned().unwrap_or_default(),
             Change::Object { .. }
-            | Change::Moved(Class::Instance | Class::Image, _)
+            | Change::Moved(Class::Instance | Class::Image | Class::Flavor, _)
             | Change::Health
             | Change::Events
             | Change::Console(_) => Default::default(),

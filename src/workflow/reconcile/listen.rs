@@ -28,7 +28,7 @@ impl Reconciler {
                 match change {
                     Change::Object { old, new: Some(Object::Instance(new)) } => match old {
                         Some(Object::Instance(old)) => self.follow(Some(old), new),
-                        Some(Object::Image(_) | Object::Task(_)) | None => self.follow(None, new),
+                        Some(Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => self.follow(None, new),
                     },
                     Change::Object { old: Some(Object::Instance(old)), new: None } => {
                         self.reboots.lock().remove(&old.id);

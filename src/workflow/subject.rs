@@ -1,0 +1,225 @@
+//! The kinds of objects that change sets are applied to, as the judge sees them.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::apply::{self, Words};
+use super::judge::{Judge, rank};
+use super::ledger::Batch;
+use crate::inventory::{Flavor, Image, Instance, Object, RunningTask};
+use crate::model::Class;
+use crate::model::caller::{Caller, Ownership};
+use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
+use crate::model::flavor::{self, FlavorChange};
+use crate::model::reason::Reason;
+use crate::model::record::{Draft, ErrorHistory};
+use crate::model::task::Operation;
+
+/// What every change leaves in the record.
+pub(super) struct Traces<'a> {
+    pub(super) updated_at: &'a mut u64,
+    pub(super) errors: &'a mut ErrorHistory,
+    pub(super) draft: &'a mut Option<Draft>,
+}
+
+/// One kind of objects.
+pub(super) trait Subject: Clone {
+    /// One attribute and its wanted value.
+    type Change;
+    /// The class.
+    const CLASS: Class;
+
+    /// The object as the batch leaves it.
+    fn get(batch: &Batch<'_>, id: Uuid) -> Option<Arc<Self>>;
+    /// As one of any kind.
+    fn object(self) -> Object;
+    /// For events.
+    fn name(&self) -> &str;
+    /// Whose it is.
+    fn ownership(&self) -> Ownership;
+    /// The place of a change within a change set.
+    fn rank(change: &Self::Change) -> u8;
+    /// Whether a change is allowed, and what it takes.
+    fn judge(&self, caller: &Caller, unreachable: Option<&str>, change: &Self::Change) -> Result<Effect, Reason>;
+    /// Tells of a change before it is made.
+    fn describe(&self, change: &Self::Change) -> Words;
+    /// Writes an attribute that is nothing but a record.
+    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &Self::Change) -> Result<(), Reason>;
+    /// What is left in the record.
+    fn traces(&mut self) -> Traces<'_>;
+    /// What runs on it.
+    fn task(&self) -> Option<&RunningTask>;
+    /// An operation owns it from now on.
+    fn claim(&mut self, task: RunningTask);
+    /// Whether the hypervisor's metadata tells of this attribute.
+    fn is_mirrored(&self, _change: &Self::Change) -> bool {
+        false
+    }
+    /// What the operation's first step would find out, said at once.
+    fn can_begin(&self, _judge: &Judge<'_, '_>, _operation: &Operation) -> Result<(), Reason> {
+        Ok(())
+    }
+}
+
+impl Subject for Instance {
+    type Change = InstanceChange;
+    const CLASS: Class = Class::Instance;
+
+    fn get(batch: &Batch<'_>, id: Uuid) -> Option<Arc<Instance>> {
+        batch.instance(id)
+    }
+
+    fn object(self) -> Object {
+        Object::Instance(Arc::new(self))
+    }
+
+    fn name(&self) -> &str {
+        Instance::name(self)
+    }
+
+    fn ownership(&self) -> Ownership {
+        self.record.ownership
+    }
+
+    fn rank(change: &InstanceChange) -> u8 {
+        rank(change)
+    }
+
+    fn judge(&self, caller: &Caller, unreachable: Option<&str>, change: &InstanceChange) -> Result<Effect, Reason> {
+        judge_instance(&self.situation(caller, unreachable), &self.record, Instance::name(self), change)
+    }
+
+    fn describe(&self, change: &InstanceChange) -> Words {
+        apply::describe_instance(self, change)
+    }
+
+    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &InstanceChange) -> Result<(), Reason> {
+        judge.record_instance(self, caller, change)
+    }
+
+    fn traces(&mut self) -> Traces<'_> {
+        let record = &mut self.record;
+        Traces { updated_at: &mut record.updated_at, errors: &mut record.errors, draft: &mut record.draft }
+    }
+
+    fn task(&self) -> Option<&RunningTask> {
+        self.task.as_ref()
+    }
+
+    fn claim(&mut self, task: RunningTask) {
+        self.record.operation = Some(task.id);
+        self.record.last_task = Some(task.id);
+        self.task = Some(task);
+    }
+
+    fn is_mirrored(&self, change: &InstanceChange) -> bool {
+        self.record.draft.is_none() && apply::is_mirrored(change)
+    }
+
+    fn can_begin(&self, judge: &Judge<'_, '_>, operation: &Operation) -> Result<(), Reason> {
+        judge.can_begin(self, operation)
+    }
+}
+
+impl Subject for Image {
+    type Change = ImageChange;
+    const CLASS: Class = Class::Image;
+
+    fn get(batch: &Batch<'_>, id: Uuid) -> Option<Arc<Image>> {
+        batch.image(id)
+    }
+
+    fn object(self) -> Object {
+        Object::Image(Arc::new(self))
+    }
+
+    fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    fn ownership(&self) -> Ownership {
+        self.record.ownership
+    }
+
+    fn rank(change: &ImageChange) -> u8 {
+        u8::from(matches!(change, ImageChange::State(_)))
+    }
+
+    fn judge(&self, caller: &Caller, _unreachable: Option<&str>, change: &ImageChange) -> Result<Effect, Reason> {
+        judge_image(&self.situation(caller), &self.record, change)
+    }
+
+    fn describe(&self, change: &ImageChange) -> Words {
+        apply::describe_image(self, change)
+    }
+
+    fn record(&mut self, _judge: &Judge<'_, '_>, _caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
+        apply::record_image(self, change)
+    }
+
+    fn traces(&mut self) -> Traces<'_> {
+        let record = &mut self.record;
+        Traces { updated_at: &mut record.updated_at, errors: &mut record.errors, draft: &mut record.draft }
+    }
+
+    fn task(&self) -> Option<&RunningTask> {
+        self.task.as_ref()
+    }
+
+    fn claim(&mut self, task: RunningTask) {
+        self.record.operation = Some(task.id);
+        self.record.last_task = Some(task.id);
+        self.task = Some(task);
+    }
+}
+
+impl Subject for Flavor {
+    type Change = FlavorChange;
+    const CLASS: Class = Class::Flavor;
+
+    fn get(batch: &Batch<'_>, id: Uuid) -> Option<Arc<Flavor>> {
+        batch.flavor(id)
+    }
+
+    fn object(self) -> Object {
+        Object::Flavor(Arc::new(self))
+    }
+
+    fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    fn ownership(&self) -> Ownership {
+        self.record.ownership
+    }
+
+    fn rank(change: &FlavorChange) -> u8 {
+        u8::from(matches!(change, FlavorChange::State(_)))
+    }
+
+    fn judge(&self, caller: &Caller, _unreachable: Option<&str>, change: &FlavorChange) -> Result<Effect, Reason> {
+        flavor::judge(&self.record, caller.role(&self.record.ownership), change)
+    }
+
+    fn describe(&self, change: &FlavorChange) -> Words {
+        apply::describe_flavor(self, change)
+    }
+
+    fn record(&mut self, _judge: &Judge<'_, '_>, _caller: &Caller, change: &FlavorChange) -> Result<(), Reason> {
+        apply::record_flavor(self, change);
+        Ok(())
+    }
+
+    fn traces(&mut self) -> Traces<'_> {
+        let record = &mut self.record;
+        Traces { updated_at: &mut record.updated_at, errors: &mut record.errors, draft: &mut record.draft }
+    }
+
+    fn task(&self) -> Option<&RunningTask> {
+        None
+    }
+
+    /// No operation ever runs on a flavor.
+    fn claim(&mut self, _task: RunningTask) {}
+}
