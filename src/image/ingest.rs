@@ -2,7 +2,8 @@
 //!
 //! Bytes are hashed on the way in. The running hash covers the bytes `[0, hashed)` of the file, always: a write that
 //! continues it extends it, a write beyond it leaves it true, a write within it starts it anew. A commit therefore
-//! reads again only what it does not cover.
+//! reads again only what it does not cover. It says nothing if the file is not as the last write left it: then somebody
+//! has written past us, and the commit reads everything.
 
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Gid, fchown};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha512};
@@ -23,8 +26,12 @@ use super::{Format, Inspected, durable, qemu_img};
 
 /// The mode of an image that never changes any more.
 const PUBLISHED_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IRGRP);
+const DRAFT_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 const READ_BYTES: usize = 1 << 20;
+
+/// How often the kernel's clock is looked at, a millisecond apart, until it has moved on.
+const MOST_TICKS: u32 = 100;
 
 /// What a commit found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +72,10 @@ struct Arrival {
     /// Covers the bytes `[0, hashed)`.
     running: Sha512,
     hashed: u64,
+    /// The file as our last change left it.
+    left: Option<Fingerprint>,
+    /// The file as it was checked, after a commit that succeeded.
+    checked: Option<Fingerprint>,
     /// While set, nothing may change: a commit reads, or has succeeded.
     frozen: bool,
 }
@@ -93,7 +104,7 @@ impl Draft {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            .mode(DRAFT_MODE.bits())
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path)?;
         if !file.metadata()?.is_file() {
@@ -102,7 +113,7 @@ impl Draft {
                 format!("{} is not a regular file", path.display()),
             ));
         }
-        let arrival = Arrival { running: Sha512::new(), hashed: 0, frozen: false };
+        let arrival = Arrival { running: Sha512::new(), hashed: 0, left: None, checked: None, frozen: false };
         Ok(Draft { file, path: path.to_owned(), arrival: Mutex::new(arrival) })
     }
 
@@ -115,6 +126,12 @@ impl Draft {
     /// after it succeeded, `EFBIG` past the largest offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut arrival = self.arrival_to_change()?;
+        let written = self.write_and_hash(&mut arrival, offset, bytes);
+        arrival.left = Some(Fingerprint::of(&self.file)?);
+        written
+    }
+
+    fn write_and_hash(&self, arrival: &mut Arrival, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -147,7 +164,9 @@ impl Draft {
         if length < arrival.hashed {
             arrival.restart();
         }
-        self.file.set_len(length)
+        self.file.set_len(length)?;
+        arrival.left = Some(Fingerprint::of(&self.file)?);
+        Ok(())
     }
 
     /// The length in bytes.
@@ -190,38 +209,49 @@ impl Draft {
         progress: &dyn Fn(u8),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Committed, CommitError> {
-        let (running, hashed) = {
+        {
             let mut arrival = self.arrival.lock();
             if arrival.frozen {
                 return Err(CommitError::Busy);
             }
             arrival.frozen = true;
-            (arrival.running.clone(), arrival.hashed)
-        };
-        let result = self.check(claimed, running, hashed, progress, cancelled);
+        }
+        let result = self.check(claimed, progress, cancelled);
         if result.is_err() {
             self.thaw();
         }
         result
     }
 
+    /// Whether the file is still the one that the last successful commit has checked.
+    pub fn is_as_checked(&self) -> io::Result<bool> {
+        Ok(self.arrival.lock().checked == Some(Fingerprint::of(&self.file)?))
+    }
+
     fn check(
         &self,
         claimed: Option<Format>,
-        running: Sha512,
-        hashed: u64,
         progress: &dyn Fn(u8),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Committed, CommitError> {
         progress(0);
         self.file.sync_all()?;
-        let before = Fingerprint::of(&self.file)?;
-        let outcome = self.judge_and_hash(claimed, (running, hashed), before.length, progress, cancelled);
+        let before = Fingerprint::settled(&self.file)?;
+        let arrived = {
+            let mut arrival = self.arrival.lock();
+            arrival.checked = None;
+            if arrival.left != Some(before) {
+                arrival.restart();
+            }
+            (arrival.running.clone(), arrival.hashed)
+        };
+        let outcome = self.judge_and_hash(claimed, arrived, before.length, progress, cancelled);
         // Whatever was found is not about the file that is there now.
         if Fingerprint::of(&self.file)? != before {
             return Err(CommitError::Changed);
         }
         let committed = outcome?;
+        self.arrival.lock().checked = Some(before);
         progress(100);
         Ok(committed)
     }
@@ -240,8 +270,7 @@ impl Draft {
         }
         let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
         agree(&inspected, &theirs)?;
-        // A file shorter than what arrived was cut by somebody else: then the running hash says nothing.
-        let (running, hashed) = if arrived.1 <= length { arrived } else { (Sha512::new(), 0) };
+        let (running, hashed) = arrived;
         let sha512 = self.hash_rest(running, hashed, length, progress, cancelled)?;
         Ok(Committed { inspected, size_bytes: length, sha512 })
     }
@@ -284,7 +313,7 @@ impl Draft {
 }
 
 /// What changes when somebody writes the file past us.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Fingerprint {
     length: u64,
     modified: (i64, i64),
@@ -294,6 +323,20 @@ impl Fingerprint {
     fn of(file: &File) -> io::Result<Fingerprint> {
         let metadata = file.metadata()?;
         Ok(Fingerprint { length: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
+
+    /// One that every later change differs from: file times stand still for a tick of the kernel's clock (1 to 10 ms),
+    /// so this waits until that clock has left the time of the last change. A time in the future is not waited for.
+    fn settled(file: &File) -> io::Result<Fingerprint> {
+        for _ in 0..MOST_TICKS {
+            let clock = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?;
+            let now = Fingerprint::of(file)?;
+            if (clock.tv_sec(), clock.tv_nsec()) > now.modified {
+                return Ok(now);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Fingerprint::of(file)
     }
 }
 
@@ -337,6 +380,15 @@ pub fn publish(from: &Path, to: &Path, group: Option<u32>) -> io::Result<()> {
     file.sync_all()?;
     durable::rename_new(from, to)?;
     sync_names(from, to)
+}
+
+/// Takes back [`publish`]: `to` becomes the draft `from` again, with its mode. Durable on success.
+pub fn unpublish(from: &Path, to: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(to)?;
+    durable::rename_new(to, from)?;
+    fchmod(&file, DRAFT_MODE)?;
+    file.sync_all()?;
+    sync_names(to, from)
 }
 
 fn sync_names(from: &Path, to: &Path) -> io::Result<()> {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::drafts_data::{DraftData, of_io};
 use super::operation::{Ending, Halt, Run, WhenFull};
-use crate::image::ingest::{CommitError, Committed, publish};
+use crate::image::ingest::{CommitError, Committed, Draft, publish, unpublish};
 use crate::inventory::{Image, Object};
 use crate::model::reason::Reason;
 
@@ -66,8 +66,9 @@ fn verify_and_publish(run: &Run, data: &DraftData) -> Result<Ending, Halt> {
         }
         Err(CommitError::Busy) => return Err(Halt::Failed(Reason::Busy { task: "saving" })),
     };
-    let published =
-        remember(run, committed).and_then(|()| publish(&from, &to, run.shared.settings.guest_group).map_err(failed));
+    let published = remember(run, committed)
+        .and_then(|()| publish(&from, &to, run.shared.settings.guest_group).map_err(failed))
+        .and_then(|()| as_checked(&draft, &from, &to));
     if let Err(halt) = published {
         draft.thaw();
         forget_findings(run, image.record.disk_format)?;
@@ -88,6 +89,16 @@ fn remember(run: &Run, committed: Committed) -> Result<(), Halt> {
         image.record.sha512 = Some(committed.sha512.clone());
         batch.put(Object::Image(Arc::new(image)));
     })
+}
+
+/// Root can write the file past us until the last moment: what was published is what was checked, or a draft again.
+fn as_checked(draft: &Draft, from: &Path, to: &Path) -> Result<(), Halt> {
+    let failed = |error: io::Error| Halt::Failed(of_io(&error));
+    if draft.is_as_checked().map_err(failed)? {
+        return Ok(());
+    }
+    unpublish(from, to).map_err(failed)?;
+    Err(Halt::Failed(Reason::Image(CommitError::Changed.to_string())))
 }
 
 fn active() -> Ending {
