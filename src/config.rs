@@ -169,7 +169,32 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
     }
 }
 
+/// A group that a mount looks up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedGroup<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The setting that it is for.
+    pub purpose: &'static str,
+    /// Nobody named it: then it may be absent, and root's group takes its place.
+    pub is_default: bool,
+}
+
 impl Layer {
+    /// The groups that [`Layer::resolve`] would look up.
+    pub fn groups(&self) -> Vec<NamedGroup<'_>> {
+        fn group<'a>(name: &'a Option<String>, default: &'a str, purpose: &'static str) -> NamedGroup<'a> {
+            NamedGroup { name: name.as_deref().unwrap_or(default), purpose, is_default: name.is_none() }
+        }
+        let mut groups = vec![
+            group(&self.access_group, DEFAULT_ACCESS_GROUP, "access_group"),
+            group(&self.admin_group, DEFAULT_ADMIN_GROUP, "admin_group"),
+        ];
+        let projects = self.projects.iter().flatten();
+        groups.extend(projects.map(|name| NamedGroup { name, purpose: "a project", is_default: false }));
+        groups
+    }
+
     /// Reads a configuration file; without `named` the default one, which may be absent.
     pub fn from_file(named: Option<&Path>) -> Result<Layer, ConfigError> {
         let usual = || place::configuration(Privilege::of_this_process());

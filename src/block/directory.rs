@@ -55,6 +55,15 @@ enum Found {
     Foreign,
 }
 
+/// Whether the file system of a file that its caller has just made keeps what marks disks. The mark stays on it.
+///
+/// # Errors
+///
+/// What the file system says; `EOPNOTSUPP` if it has no user attributes.
+pub fn takes_marks(file: &File) -> io::Result<()> {
+    attribute::set_operation(file, Uuid::nil())
+}
+
 impl DirectoryBackend {
     /// Disks below `directory`, which is made when the first one is (not its parents). Disks are 0600 and root's;
     /// libvirt's dynamic ownership gives them to QEMU while it runs. Directories made are 0711; with the group that

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::hypervisor::target::Target;
 use crate::hypervisor::{Hypervisor, HypervisorError, Identity};
-use crate::store::{Change, Compare, Store, StoreError};
+use crate::store::{Change, Compare, Store, StoreError, sqlite};
 
 /// Where the record lies.
 const KEY: &str = "meta/identity";
@@ -58,6 +58,12 @@ pub enum IdentityError {
 pub fn load(store: &dyn Store) -> Result<Option<Identity>, IdentityError> {
     let Some(record) = store.get(KEY).map_err(IdentityError::Store)? else { return Ok(None) };
     serde_json::from_slice(&record.value).map(Some).map_err(IdentityError::Damaged)
+}
+
+/// The same of a store that somebody may have open, without touching it.
+pub fn peek(store: &Path) -> Result<Option<Identity>, IdentityError> {
+    let Some(value) = sqlite::peek(store, KEY).map_err(IdentityError::Store)? else { return Ok(None) };
+    serde_json::from_slice(&value).map(Some).map_err(IdentityError::Damaged)
 }
 
 /// The connection to open: the recorded one, which `asked` must not contradict, else what is asked for, else `auto`.

@@ -5,17 +5,22 @@
 
 mod abi;
 mod background;
+mod completions;
 mod daemon;
+mod doctor;
 mod identity;
+mod manual;
 mod mount;
 mod mount_helper;
 mod mountpoint;
 #[allow(missing_docs, dead_code)]
 mod pinned;
+mod place;
 mod probe;
 mod signals;
 mod state_directory;
 mod wait;
+mod watch;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -25,7 +30,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::hypervisor::libvirt::capabilities;
+use crate::hypervisor::libvirt::{capabilities, greeting};
 
 /// The command line was not understood.
 const USAGE: u8 = 2;
@@ -44,10 +49,27 @@ enum Command {
     Mount(mount::Arguments),
     /// Wait until objects have no task, or reached a state
     Wait(wait::Arguments),
+    /// Print what changes in a tree
+    Watch(watch::Arguments),
+    /// Check whether this host can do what a mount needs
+    Doctor(doctor::Arguments),
     /// Write the documents of the tree's interface into a directory
+    #[command(hide = true)]
     Abi {
         /// The directory
         directory: PathBuf,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        directory: PathBuf,
+    },
+    /// Write what a shell completes to standard output
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: completions::Shell,
     },
     /// The child process that raises inotify events; started by the daemon
     #[command(hide = true)]
@@ -61,6 +83,12 @@ enum Command {
     Capabilities {
         /// The directory of the embedded driver
         root: PathBuf,
+    },
+    /// Asks a hypervisor who it is, which may never be answered; started by doctor
+    #[command(hide = true)]
+    Greet {
+        /// Its URI
+        uri: String,
     },
     /// Asks a mount for statfs, which may never return; started by whoever must not hang
     #[command(hide = true)]
@@ -90,7 +118,15 @@ pub fn main() -> ExitCode {
     let outcome: Result<ExitCode, Box<dyn Error>> = match parsed.command {
         Command::Mount(options) => mount::run(&options, &arguments).map_err(Into::into),
         Command::Wait(options) => wait::run(&options).map_err(Into::into),
+        Command::Watch(options) => watch::run(&options).map_err(Into::into),
+        Command::Doctor(options) => return doctor::run(&options),
+        Command::Greet { uri } => greeting::greet(&uri).map_err(Into::into).and_then(|greeting| {
+            println!("{}", serde_json::to_string(&greeting)?);
+            Ok(ExitCode::SUCCESS)
+        }),
         Command::Abi { directory } => abi::run(&directory).map_err(Into::into),
+        Command::Man { directory } => manual::run(&directory).map_err(Into::into),
+        Command::Completions { shell } => completions::run(shell).map_err(Into::into),
         Command::Announcer { arguments } => return crate::fuse::announcer::main(arguments),
         Command::Capabilities { root } => capabilities::main(&root).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Probe { path } => return probe::answer(&path),

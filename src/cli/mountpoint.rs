@@ -128,6 +128,19 @@ pub fn mounted_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(table.lines().filter_map(parse).rfind(|entry| entry.path == path))
 }
 
+/// Every instancefs mount that can be seen, each once however often it is bound.
+pub fn mounts_of_ours() -> io::Result<Vec<MountEntry>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let table = String::from_utf8_lossy(&table);
+    let mut found: Vec<MountEntry> = Vec::new();
+    for entry in table.lines().filter_map(parse).filter(MountEntry::is_ours) {
+        if found.iter().all(|known| known.device != entry.device) {
+            found.push(entry);
+        }
+    }
+    Ok(found)
+}
+
 /// A canonical mount point; whether it can be used is [`Mountpoint::prepare`]'s to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mountpoint(PathBuf);

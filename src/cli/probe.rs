@@ -56,7 +56,8 @@ pub fn ask(path: &Path, limit: Duration) -> std::io::Result<Answer> {
     })
 }
 
-fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Option<ExitStatus>> {
+/// Collects a child's end, `None` if there is none by the deadline.
+pub fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));

@@ -22,6 +22,8 @@ const LOG: &str = "log";
 const STORE: &str = "instancefs.db";
 /// What may lie in a directory that is otherwise empty; the last one stands at the top of an ext4 file system.
 const HARMLESS: [&str; 3] = [LOCK, LOG, "lost+found"];
+/// Begins the name of a file that tries, for a moment, whether names can be linked here.
+pub const TRIAL_PREFIX: &str = ".instancefs-trial-";
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,31 @@ pub struct RememberedMount {
     pub device: String,
     /// The mount point.
     pub path: PathBuf,
+}
+
+/// What a state directory is before anybody opens it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// The store, if there is one.
+    pub store: Option<PathBuf>,
+    /// The file that daemons lock, if there is one.
+    pub lock: Option<PathBuf>,
+    /// The pid and the mount in it, as far as this user may read it.
+    pub last_pid: Option<i32>,
+    /// The mount of the last daemon.
+    pub last_mount: Option<RememberedMount>,
+}
+
+/// Looks at an existing directory as [`StateDirectory::open`] would, and changes nothing.
+pub fn examine(path: &Path) -> Result<Examined, StateDirectoryError> {
+    let metadata = path.metadata().map_err(|source| failed(path, "read", source))?;
+    check_owner(path, &metadata, Privilege::of_this_process())?;
+    let store = is_ours(path)?.then(|| path.join(STORE));
+    let lock = Some(path.join(LOCK)).filter(|lock| lock.symlink_metadata().is_ok());
+    let text = lock.as_ref().and_then(|lock| File::open(lock).ok()).map(|mut file| content(&mut file));
+    let text = text.unwrap_or_default();
+    let last_pid = text.lines().next().and_then(|line| line.parse().ok());
+    Ok(Examined { store, lock, last_pid, last_mount: remembered(&text) })
 }
 
 /// A locked state directory. The lock ends with this value or the process.
@@ -214,8 +241,8 @@ fn is_ours(path: &Path) -> Result<bool, StateDirectoryError> {
     }
     for entry in path.read_dir().map_err(|source| failed(path, "read", source))? {
         let entry = entry.map_err(|source| failed(path, "read", source))?.file_name();
-        if !HARMLESS.iter().any(|name| entry == *name) {
-            let entry = entry.to_string_lossy().into_owned();
+        let entry = entry.to_string_lossy().into_owned();
+        if !HARMLESS.contains(&entry.as_str()) && !entry.starts_with(TRIAL_PREFIX) {
             return Err(StateDirectoryError::Foreign { path: path.to_owned(), entry });
         }
     }

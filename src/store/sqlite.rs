@@ -5,6 +5,7 @@
 //! are UTF-8 are stored as text, so that an administrator can query them with `sqlite3` and its JSON functions.
 
 mod file;
+mod peek;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,6 +15,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use file::{MIGRATIONS, connect, failure};
+pub use peek::peek;
 
 use super::{Change, Committed, Compare, Record, Revision, Store, StoreError};
 

@@ -27,7 +27,8 @@ pub const VARIABLE: &str = "INSTANCEFS_ACCELERATOR";
 
 const REMEMBERED: &str = "accelerator.json";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-pub(super) const DEVICE: &str = "/dev/kvm";
+/// The device of KVM.
+pub const DEVICE: &str = "/dev/kvm";
 
 const EXIT_PORT: u8 = 0xf4;
 const EXIT_VALUE: u8 = 0x15;

@@ -94,7 +94,7 @@ pub fn usual_profile() -> Profile {
 /// # Errors
 ///
 /// One sentence, if this host has none.
-pub(super) fn unprivileged_user() -> Result<User, String> {
+pub fn unprivileged_user() -> Result<User, String> {
     QEMU_USERS.iter().find_map(|name| User::from_name(name).ok().flatten()).ok_or_else(|| {
         format!(
             "guests must not run as root, and there is no user {}: install libvirt's QEMU driver (Debian: apt \
@@ -175,8 +175,25 @@ fn write_configuration(path: &Path, user: Option<&User>) -> io::Result<bool> {
 
 /// QEMU's user must be able to pass through every directory down to the root.
 fn check_reachable(root: &Path, user: &User) -> Result<(), String> {
+    match closed_to(root, user)? {
+        None => Ok(()),
+        Some(directory) => Err(format!(
+            "guests run as {}, who may not pass through {}: run {}, or use another state directory",
+            user.name,
+            directory.display(),
+            opening(directory),
+        )),
+    }
+}
+
+/// The first directory on the way down to `path` through which the user may not pass.
+///
+/// # Errors
+///
+/// One sentence, if a directory cannot be looked at.
+pub fn closed_to<'a>(path: &'a Path, user: &User) -> Result<Option<&'a Path>, String> {
     let groups = groups_of(user);
-    let mut ancestors: Vec<_> = root.ancestors().collect();
+    let mut ancestors: Vec<_> = path.ancestors().collect();
     ancestors.reverse();
     for directory in ancestors {
         let metadata =
@@ -184,15 +201,15 @@ fn check_reachable(root: &Path, user: &User) -> Result<(), String> {
         let allowed = has_bits(0o1, &metadata, user, &groups);
         // The mode does not show an access control list, so a directory is refused only if a process is refused too.
         if !allowed && !enters(directory, user) {
-            return Err(format!(
-                "guests run as {}, who may not pass through {}: run chmod o+x {}, or use another state directory",
-                user.name,
-                directory.display(),
-                shell_quoted(directory),
-            ));
+            return Ok(Some(directory));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// The command that lets others pass through a directory.
+pub fn opening(directory: &Path) -> String {
+    format!("chmod o+x {}", shell_quoted(directory))
 }
 
 fn shell_quoted(path: &Path) -> String {

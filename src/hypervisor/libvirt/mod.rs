@@ -2,7 +2,8 @@
 //!
 //! [`open`] is the door. [`target`] reads `--connect`; [`embed`] prepares libvirt's QEMU driver inside our own process;
 //! [`connection`] keeps the connection up; [`backend`] is the [`Hypervisor`] on top of it; [`accelerator`] finds out
-//! whether KVM really works; [`capabilities`] spares libvirt endless probes where guests may not have it; `sys` is the only place with unsafe calls.
+//! whether KVM really works; [`capabilities`] spares libvirt endless probes where guests may not have it;
+//! [`greeting`] says who answers; `sys` is the only place with unsafe calls.
 
 pub mod accelerator;
 pub mod backend;
@@ -10,6 +11,7 @@ pub mod capabilities;
 pub mod connection;
 pub mod embed;
 mod error;
+pub mod greeting;
 mod power;
 mod sys;
 pub mod target;
