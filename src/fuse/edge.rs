@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite,
-    Request,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyWrite, Request,
 };
 
 use super::caller::Callers;
@@ -15,6 +15,7 @@ use super::inode;
 use super::pool::Pool;
 use super::queue::{Move, Queue};
 use super::watch::{Pollers, Versions};
+use crate::image::extent::{Find, find};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
@@ -239,6 +240,41 @@ impl Edge {
             }
         });
         data.truncate(size, done);
+    }
+
+    /// Where the next data or hole of an open file begins, so that copies of sparse files are sparse.
+    pub fn find(&self, request: &Request, handle: &Handle, offset: u64, what: Find, reply: ReplyLseek) {
+        let answer = |reply: ReplyLseek, found: Option<u64>| match found.and_then(|found| i64::try_from(found).ok()) {
+            Some(found) => reply.offset(found),
+            None => reply.error(Errno::ENXIO),
+        };
+        if let Purpose::Data(data) = &handle.purpose {
+            let done = Box::new(move |result: Result<Option<u64>, Reason>| match result {
+                Ok(found) => answer(reply, found),
+                Err(reason) => reply.error(errno(&reason)),
+            });
+            return data.find(offset, what, done);
+        }
+        // Copying tools ask before they read.
+        let content = match handle.held() {
+            None if may_have_data(handle.node) => match self.content(handle, 0, request.uid()) {
+                Ok(content) => Some(content),
+                Err(errno) => return reply.error(errno),
+            },
+            held => held,
+        };
+        if let Some(Content::File(file)) = content {
+            return self.pool.run(move || match find(&file, offset, what) {
+                Ok(found) => answer(reply, found),
+                Err(error) => reply.error(error.into()),
+            });
+        }
+        let Some(attributes) = self.interface.attributes(handle.node) else { return reply.error(Errno::ENOENT) };
+        let found = match what {
+            Find::Data => offset,
+            Find::Hole => attributes.size,
+        };
+        answer(reply, (offset < attributes.size).then_some(found));
     }
 
     /// One write of a value.

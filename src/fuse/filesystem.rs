@@ -16,12 +16,10 @@ use fuser::{
 use super::edge::{Edge, GENERATION, errno, finish, finish_after, list, open_flags, place};
 use super::handle::Purpose;
 use super::inode;
-use super::pool::{read_fully, seek};
+use super::pool::read_fully;
+use crate::image::extent::Find;
 use crate::model::reason::Reason;
 use crate::tree::Content;
-
-/// Largest write the kernel may send.
-const LARGEST_WRITE: u32 = 1 << 20;
 
 /// The session's side of [`Edge`].
 pub struct Frontend {
@@ -48,7 +46,7 @@ impl Filesystem for Frontend {
                 log::debug!("the kernel has no {missing:?}");
             }
         }
-        if let Err(nearest) = config.set_max_write(LARGEST_WRITE) {
+        if let Err(nearest) = config.set_max_write(inode::LARGEST_WRITE) {
             log::debug!("the largest write is {nearest} bytes");
         }
         Ok(())
@@ -461,40 +459,38 @@ impl Filesystem for Frontend {
     fn fallocate(
         &self,
         _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let handle = answer!(reply, self.edge.handle(handle, inode));
+        match &handle.purpose {
+            Purpose::Data(data) => data.allocate(offset, length, mode, finish(reply)),
+            Purpose::Value | Purpose::Announcement => reply.error(Errno::EOPNOTSUPP),
+        }
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let edge = &self.edge;
-        let handle = answer!(reply, edge.handle(handle, inode));
-        if let Some(Content::File(file)) = handle.held() {
-            return edge.pool.run(move || match seek(&file, offset, whence) {
-                Ok(offset) => reply.offset(offset),
-                Err(errno) => reply.error(Errno::from_i32(errno as i32)),
-            });
-        }
-        let Some(attributes) = edge.interface.attributes(handle.node) else { return reply.error(Errno::ENOENT) };
-        let size = i64::try_from(attributes.size).unwrap_or(i64::MAX);
-        match whence {
-            libc::SEEK_DATA | libc::SEEK_HOLE if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
-            libc::SEEK_DATA => reply.offset(offset),
-            libc::SEEK_HOLE => reply.offset(size),
-            _ => reply.error(Errno::EINVAL),
+        let handle = answer!(reply, self.edge.handle(handle, inode));
+        let what = match whence {
+            libc::SEEK_DATA => Find::Data,
+            libc::SEEK_HOLE => Find::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match u64::try_from(offset) {
+            Ok(offset) => self.edge.find(request, &handle, offset, what, reply),
+            Err(_) => reply.error(Errno::ENXIO),
         }
     }
 

@@ -9,6 +9,9 @@ use crate::tree::{Attributes, Caching, Kind, Node};
 /// "Until we say otherwise."
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 const BLOCK: u64 = 512;
+/// Largest write that the kernel may send; what cp and others therefore best write at a time.
+pub const LARGEST_WRITE: u32 = 1 << 20;
+const PAGE: u32 = 4096;
 
 /// How long the kernel may believe names and attributes.
 pub fn lifetime(caching: Caching) -> Duration {
@@ -38,7 +41,7 @@ pub fn attributes(node: Node, attributes: &Attributes, changed: Option<SystemTim
     FileAttr {
         ino: INodeNo(node.inode()),
         size: attributes.size,
-        blocks: attributes.size.div_ceil(BLOCK),
+        blocks: attributes.allocated.unwrap_or(attributes.size).div_ceil(BLOCK),
         atime: time,
         mtime: time,
         ctime: time,
@@ -54,7 +57,7 @@ pub fn attributes(node: Node, attributes: &Attributes, changed: Option<SystemTim
         uid: attributes.uid,
         gid: attributes.gid,
         rdev: 0,
-        blksize: 4096,
+        blksize: if attributes.allocated.is_some() { LARGEST_WRITE } else { PAGE },
         flags: 0,
     }
 }
@@ -68,5 +71,5 @@ pub fn remains(node: Node) -> Option<Attributes> {
             return None;
         }
     };
-    Some(Attributes { kind, mode, uid: 0, gid: 0, size: 0, caching: Caching::Nothing, time: 0 })
+    Some(Attributes { kind, mode, uid: 0, gid: 0, size: 0, allocated: None, caching: Caching::Nothing, time: 0 })
 }

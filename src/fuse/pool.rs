@@ -52,13 +52,3 @@ pub fn read_fully(file: &File, offset: u64, size: usize) -> io::Result<Vec<u8>> 
     bytes.truncate(filled);
     Ok(bytes)
 }
-
-/// `SEEK_DATA` and `SEEK_HOLE` on the disk; the file's own position means nothing to us.
-pub fn seek(file: &File, offset: i64, whence: i32) -> nix::Result<i64> {
-    let whence = match whence {
-        libc::SEEK_DATA => nix::unistd::Whence::SeekData,
-        libc::SEEK_HOLE => nix::unistd::Whence::SeekHole,
-        _ => return Err(nix::errno::Errno::EINVAL),
-    };
-    nix::unistd::lseek(file, offset, whence)
-}

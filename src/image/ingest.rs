@@ -1,10 +1,10 @@
 //! A draft's data as it arrives, until it is an image.
 //!
-//! Bytes are hashed on the way in. The running hash covers the bytes `[0, hashed)` of the file, always: a write that
-//! continues it extends it, a write beyond it leaves it true, a write within it starts it anew. A commit therefore
-//! reads again only what it does not cover. It says nothing if the file is not as the last write left it: then somebody
-//! has written past us, and the commit reads everything.
+//! What arrives in order is hashed while it arrives, a little behind the writers: see [`follower`]. A commit hashes what
+//! is left. The hash says nothing if the file is not as the last write left it: then somebody has written past us, and
+//! the commit reads everything.
 
+mod follower;
 #[cfg(test)]
 mod tests;
 
@@ -12,15 +12,19 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{Mode, fchmod};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Gid, fchown};
 use parking_lot::Mutex;
-use sha2::{Digest, Sha512};
 
+use self::follower::{Arrived, PART, Running};
+use super::extent::{self, Find};
 use super::inspect::{Refusal, inspect};
 use super::{Format, Inspected, durable, qemu_img};
 
@@ -28,7 +32,8 @@ use super::{Format, Inspected, durable, qemu_img};
 const PUBLISHED_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IRGRP);
 const DRAFT_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
-const READ_BYTES: usize = 1 << 20;
+/// What a commit hashes between two looks at whether it is still wanted.
+const STEP: u64 = 4 << 20;
 
 /// How often the kernel's clock is looked at, a millisecond apart, until it has moved on.
 const MOST_TICKS: u32 = 100;
@@ -68,10 +73,9 @@ pub enum CommitError {
 }
 
 /// What writers share.
+#[derive(Default)]
 struct Arrival {
-    /// Covers the bytes `[0, hashed)`.
-    running: Sha512,
-    hashed: u64,
+    arrived: Arrived,
     /// The file as our last change left it.
     left: Option<Fingerprint>,
     /// The file as it was checked, after a commit that succeeded.
@@ -80,19 +84,14 @@ struct Arrival {
     frozen: bool,
 }
 
-impl Arrival {
-    fn restart(&mut self) {
-        self.running = Sha512::new();
-        self.hashed = 0;
-    }
-}
-
 /// The data of one draft, for any number of threads. One process has one `Draft` per file.
 pub struct Draft {
     file: File,
     path: PathBuf,
-    /// Held over each change of the file, so that bytes are hashed in the order in which they land.
+    /// Held over each change of the file.
     arrival: Mutex<Arrival>,
+    /// Taken before `arrival` by those who take both; never by a writer.
+    running: Mutex<Running>,
 }
 
 impl Draft {
@@ -113,8 +112,7 @@ impl Draft {
                 format!("{} is not a regular file", path.display()),
             ));
         }
-        let arrival = Arrival { running: Sha512::new(), hashed: 0, left: None, checked: None, frozen: false };
-        Ok(Draft { file, path: path.to_owned(), arrival: Mutex::new(arrival) })
+        Ok(Draft { file, path: path.to_owned(), arrival: Mutex::default(), running: Mutex::default() })
     }
 
     /// Where the data lies.
@@ -126,47 +124,101 @@ impl Draft {
     /// after it succeeded, `EFBIG` past the largest offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut arrival = self.arrival_to_change()?;
-        let written = self.write_and_hash(&mut arrival, offset, bytes);
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
+            return Err(Errno::EFBIG.into());
+        }
+        arrival.arrived.changes(offset);
+        let written = self.write_all(&mut arrival.arrived, offset, bytes);
         arrival.left = Some(Fingerprint::of(&self.file)?);
         written
     }
 
-    fn write_and_hash(&self, arrival: &mut Arrival, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_all(&self, arrived: &mut Arrived, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at.checked_add(rest.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
-                return Err(Errno::EFBIG.into());
-            }
-            if at < arrival.hashed {
-                arrival.restart();
-            }
-            let count = match self.file.write_at(rest, at) {
+            match self.file.write_at(rest, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(count) => {
+                    at += count as u64;
+                    rest = &rest[count..];
+                    arrived.wrote(at);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
-            };
-            let (written, unwritten) = rest.split_at(count);
-            if at == arrival.hashed {
-                arrival.running.update(written);
-                arrival.hashed += count as u64;
             }
-            at += count as u64;
-            rest = unwritten;
         }
         Ok(())
+    }
+
+    /// Hashes what the writers have left behind, in a thread of its own if there is enough. Returns at once.
+    pub fn follow(self: &Arc<Draft>) {
+        if !self.arrival.lock().arrived.begin_following() {
+            return;
+        }
+        let draft = self.clone();
+        let follow = move || {
+            let mut buffer = vec![0; PART];
+            while draft.follow_once(&mut buffer) {}
+        };
+        if let Err(error) = thread::Builder::new().name("draft-hash".to_owned()).spawn(follow) {
+            self.arrival.lock().arrived.end_following();
+            log::debug!("{} is hashed at the commit: {error}", self.path.display());
+        }
+    }
+
+    /// Hashes one part; whether it should be called again.
+    fn follow_once(&self, buffer: &mut [u8]) -> bool {
+        let mut running = self.running.lock();
+        let claimed = {
+            let mut arrival = self.arrival.lock();
+            let claimed = if arrival.frozen { None } else { arrival.arrived.claim(&mut running) };
+            if claimed.is_none() {
+                arrival.arrived.end_following();
+            }
+            claimed
+        };
+        let Some(end) = claimed else { return false };
+        // A file that was cut meanwhile: the next claim starts anew. Whatever else it is, the commit meets it again.
+        if running.advance(&self.file, end, buffer).is_err() {
+            running.restart();
+            self.arrival.lock().arrived.end_following();
+            return false;
+        }
+        true
     }
 
     /// Cuts or extends (with zeros) the data to `length` bytes. `EBUSY` as for [`Draft::write_at`].
     pub fn truncate(&self, length: u64) -> io::Result<()> {
         let mut arrival = self.arrival_to_change()?;
-        if length < arrival.hashed {
-            arrival.restart();
-        }
+        arrival.arrived.changes(length);
         self.file.set_len(length)?;
+        arrival.arrived.has_length(length);
         arrival.left = Some(Fingerprint::of(&self.file)?);
         Ok(())
+    }
+
+    /// fallocate(2), of which reserving, punching holes and zeroing are possible where the disk can; else
+    /// `EOPNOTSUPP`. `EBUSY` as for [`Draft::write_at`].
+    pub fn allocate(&self, offset: u64, length: u64, mode: i32) -> io::Result<()> {
+        let zeroing = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        let possible = zeroing | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let mode = FallocateFlags::from_bits(mode).filter(|mode| possible.contains(*mode)).ok_or(Errno::EOPNOTSUPP)?;
+        let (Ok(start), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(Errno::EFBIG.into());
+        };
+        let mut arrival = self.arrival_to_change()?;
+        if mode.intersects(zeroing) {
+            arrival.arrived.changes(offset);
+        }
+        fallocate(&self.file, mode, start, length)?;
+        arrival.left = Some(Fingerprint::of(&self.file)?);
+        Ok(())
+    }
+
+    /// Where the next data or hole begins.
+    pub fn find(&self, offset: u64, what: Find) -> io::Result<Option<u64>> {
+        extent::find(&self.file, offset, what)
     }
 
     /// The length in bytes.
@@ -235,22 +287,28 @@ impl Draft {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Committed, CommitError> {
         progress(0);
-        self.file.sync_all()?;
         let before = Fingerprint::settled(&self.file)?;
-        let arrived = {
+        {
             let mut arrival = self.arrival.lock();
             arrival.checked = None;
             if arrival.left != Some(before) {
-                arrival.restart();
+                arrival.arrived.changes(0);
             }
-            (arrival.running.clone(), arrival.hashed)
-        };
-        let outcome = self.judge_and_hash(claimed, arrived, before.length, progress, cancelled);
+        }
+        let (outcome, synced) = thread::scope(|scope| {
+            // The disk writes while the processor hashes.
+            let syncing = thread::Builder::new().name("draft-sync".to_owned()).spawn_scoped(scope, || self.sync())?;
+            let outcome = self.judge_and_hash(claimed, before.length, progress, cancelled);
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has died")));
+            io::Result::Ok((outcome, synced))
+        })?;
         // Whatever was found is not about the file that is there now.
         if Fingerprint::of(&self.file)? != before {
+            self.arrival.lock().arrived.changes(0);
             return Err(CommitError::Changed);
         }
         let committed = outcome?;
+        synced?;
         self.arrival.lock().checked = Some(before);
         progress(100);
         Ok(committed)
@@ -259,7 +317,6 @@ impl Draft {
     fn judge_and_hash(
         &self,
         claimed: Option<Format>,
-        arrived: (Sha512, u64),
         length: u64,
         progress: &dyn Fn(u8),
         cancelled: &dyn Fn() -> bool,
@@ -270,40 +327,36 @@ impl Draft {
         }
         let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
         agree(&inspected, &theirs)?;
-        let (running, hashed) = arrived;
-        let sha512 = self.hash_rest(running, hashed, length, progress, cancelled)?;
+        let sha512 = self.hash_rest(length, progress, cancelled)?;
         Ok(Committed { inspected, size_bytes: length, sha512 })
     }
 
     fn hash_rest(
         &self,
-        mut running: Sha512,
-        hashed: u64,
         length: u64,
         progress: &dyn Fn(u8),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<String, CommitError> {
-        let mut buffer = vec![0u8; READ_BYTES];
-        let mut at = hashed;
-        while at < length {
+        let mut running = self.running.lock();
+        self.arrival.lock().arrived.claim_all(&mut running, length);
+        if running.hashed() > length {
+            // Somebody else has cut the file, which says that the hash is of other bytes.
+            running.restart();
+        }
+        let mut buffer = vec![0; PART];
+        while running.hashed() < length {
             if cancelled() {
                 return Err(CommitError::Cancelled);
             }
-            let count = match self.file.read_at(&mut buffer, at) {
-                Ok(0) => return Err(CommitError::Changed),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
-            };
-            running.update(buffer.get(..count).unwrap_or_default());
-            at += count as u64;
-            // At most 100, also where the file grew meanwhile.
-            progress((u128::from(at) * 100 / u128::from(length)).min(100) as u8);
+            let end = length.min(running.hashed() + STEP);
+            running.advance(&self.file, end, &mut buffer).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => CommitError::Changed,
+                _ => CommitError::Io(error),
+            })?;
+            // At most 100: the quotient is at most 1.
+            progress((u128::from(running.hashed()) * 100 / u128::from(length)) as u8);
         }
-        if at != length {
-            return Err(CommitError::Changed);
-        }
-        Ok(running.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(running.digest())
     }
 
     fn arrival_to_change(&self) -> io::Result<parking_lot::MutexGuard<'_, Arrival>> {

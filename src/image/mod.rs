@@ -3,6 +3,7 @@
 //! [`inspect`] is the only judge of a format, and no other program reads a byte of a draft before it agreed.
 
 pub(crate) mod durable;
+pub mod extent;
 pub mod ingest;
 pub mod inspect;
 pub mod qemu_img;

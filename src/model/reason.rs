@@ -97,6 +97,8 @@ pub enum Reason {
     TooLarge,
     /// Several values of a document; its errno is the first refusal's in the interface's order.
     Document(Vec<(String, Reason)>),
+    /// The file system has a limit on the length of a file.
+    FileTooLarge,
     /// A handle that this daemon does not know, in the middle of a read or document.
     StaleHandle,
     /// The image is not one that we accept.
@@ -137,6 +139,7 @@ impl Reason {
             | Reason::KeyQuota { .. }
             | Reason::ScratchQuota
             | Reason::NoSpace(_)
+            | Reason::FileTooLarge
             | Reason::StaleHandle
             | Reason::TimedOut(_)
             | Reason::Failed(_) => 8,
@@ -169,7 +172,7 @@ impl Reason {
             Reason::DraftQuota { .. } | Reason::KeyQuota { .. } | Reason::ScratchQuota => libc::EDQUOT,
             Reason::ReadOnlyMount => libc::EROFS,
             Reason::NoSpace(_) => libc::ENOSPC,
-            Reason::TooLarge => libc::EFBIG,
+            Reason::TooLarge | Reason::FileTooLarge => libc::EFBIG,
             Reason::StaleHandle => libc::ESTALE,
             Reason::TimedOut(_) => libc::ETIMEDOUT,
             Reason::Failed(_) => libc::EIO,
@@ -286,6 +289,7 @@ impl fmt::Display for Reason {
                 }
                 Ok(())
             }
+            Reason::FileTooLarge => write!(f, "the disk of the images takes no file of this size; write less"),
             Reason::StaleHandle => write!(f, "the daemon was restarted meanwhile; open the file again"),
         }
     }

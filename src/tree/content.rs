@@ -1,6 +1,7 @@
 //! What files contain, and how long they are.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use crate::model::Class;
 use crate::model::caller::Ownership;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::DraftData;
+
+/// The unit of `st_blocks`, in bytes.
+const STAT_BLOCK: u64 = 512;
 
 /// A text that holds until the inventory's next revision.
 pub(super) struct Rendered {
@@ -33,6 +37,7 @@ impl Tree {
             uid: owner,
             gid: project,
             size,
+            allocated: None,
             caching,
             time: created_at(object),
         };
@@ -51,12 +56,15 @@ impl Tree {
                 }
                 Object::Image(image) => {
                     let row = find(image::ROWS, id)?;
-                    let is_published_data = matches!(row.read, Read::Data) && image.record.draft.is_none();
                     let size = self.row_size(row, image.as_ref(), object)?;
-                    Some(if is_published_data {
-                        plain(Kind::File, 0o440, size, Caching::Everything)
-                    } else {
-                        plain(row_kind(row), row.mode, size, Caching::Attributes)
+                    let attributes = plain(row_kind(row), row.mode, size, Caching::Attributes);
+                    if !matches!(row.read, Read::Data) {
+                        return Some(attributes);
+                    }
+                    let allocated = Some(self.data_allocated(object));
+                    Some(match image.record.draft {
+                        Some(_) => Attributes { allocated, ..attributes },
+                        None => Attributes { mode: 0o440, allocated, caching: Caching::Everything, ..attributes },
                     })
                 }
                 Object::Flavor(flavor) => {
@@ -165,6 +173,15 @@ impl Tree {
             Object::Image(_) => self.draft_data(object).map_or(0, |data| data.len()),
             Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => 0,
         }
+    }
+
+    /// Bytes on the disk of an image's data.
+    fn data_allocated(&self, object: &Object) -> u64 {
+        let path = match self.draft_data(object) {
+            Some(data) => data.path().to_owned(),
+            None => self.engine.image_path(object.id()),
+        };
+        fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * STAT_BLOCK)
     }
 
     pub(super) fn file_content(&self, directory: Directory, id: u8, uid: u32) -> Result<Content, Reason> {

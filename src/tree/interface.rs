@@ -140,6 +140,7 @@ impl Tree {
             uid: 0,
             gid,
             size: 0,
+            allocated: None,
             caching: Caching::Attributes,
             time,
         };
@@ -156,13 +157,23 @@ impl Tree {
                 let is_private = (parent, id) == (Directory::Root, root::LAST_ERROR);
                 let caching = if is_private { Caching::Nothing } else { Caching::Attributes };
                 let size = self.file_size(parent, id)?;
-                Some(Attributes { kind: Kind::File, mode: row.mode(), uid: 0, gid, size, caching, time })
+                Some(Attributes {
+                    kind: Kind::File,
+                    mode: row.mode(),
+                    uid: 0,
+                    gid,
+                    size,
+                    allocated: None,
+                    caching,
+                    time,
+                })
             }
             Node::Scratch(serial) => {
                 let (uid, parent, size) = self.scratch.stat(serial)?;
                 let gid = self.object(parent)?.ownership().project;
                 // Nobody else writes into what its creator is about to rename over an attribute with his rights.
-                Some(Attributes { kind: Kind::File, mode: 0o600, uid, gid, size, caching: Caching::Nothing, time })
+                let caching = Caching::Nothing;
+                Some(Attributes { kind: Kind::File, mode: 0o600, uid, gid, size, allocated: None, caching, time })
             }
             Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) => {
                 match self.inventory.by_number(number) {

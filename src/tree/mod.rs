@@ -30,10 +30,12 @@ mod write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::image::extent::Find;
 use crate::inventory::Change;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+pub use crate::workflow::drafts_data::FindCompletion;
 use crate::workflow::request::Completion;
 pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
@@ -52,6 +54,8 @@ pub struct Attributes {
     pub gid: u32,
     /// Exact length of what a read returns; of a symlink its target's.
     pub size: u64,
+    /// Of bulk data: how many bytes of it take space on the disk, which is sparse if they are fewer than `size`.
+    pub allocated: Option<u64>,
     /// How the kernel may cache and how its bytes are served.
     pub caching: Caching,
     /// Unix seconds: the time of a place that has not changed since the daemon started.
@@ -177,6 +181,10 @@ pub trait Data: Send + Sync {
     fn read_at(&self, offset: u64, size: usize, done: ReadCompletion);
     /// Sets the length.
     fn truncate(&self, length: u64, done: Completion);
+    /// fallocate(2), with its mode; `EOPNOTSUPP` where it is not possible.
+    fn allocate(&self, offset: u64, length: u64, mode: i32, done: Completion);
+    /// Where from `offset` on the next data or hole begins; `None`: there is none, or the end comes before.
+    fn find(&self, offset: u64, what: Find, done: FindCompletion);
     /// Returns when everything written so far is on disk.
     fn sync(&self, done: Completion);
 }

@@ -26,7 +26,8 @@ mod tests {
     fn an_ordinary_user_owns_everything_and_his_announcer_may_open_everything() {
         let user = Privilege { uid: 1000, gid: 100 };
         let of = |kind, mode| {
-            let roots = Attributes { kind, mode, uid: 0, gid: 7, size: 1, caching: Caching::Nothing, time: 2 };
+            let roots =
+                Attributes { kind, mode, uid: 0, gid: 7, size: 1, allocated: None, caching: Caching::Nothing, time: 2 };
             let his = private(roots, user);
             assert_eq!((his.uid, his.gid, his.size, his.time), (1000, 100, 1, 2));
             his.mode

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::node::Node;
-use super::{Data, ReadCompletion};
+use super::{Data, FindCompletion, ReadCompletion};
+use crate::image::extent::Find;
 use crate::model::reason::Reason;
 use crate::workflow::request::Completion;
 
@@ -190,6 +191,20 @@ impl Data for Handle {
         done(self.with(|content| {
             content.resize(within(usize::try_from(length).ok())?, 0);
             Ok(())
+        }));
+    }
+
+    fn allocate(&self, _offset: u64, _length: u64, _mode: i32, done: Completion) {
+        done(Err(Reason::Unsupported("temporary files are not allocated in advance".into())));
+    }
+
+    fn find(&self, offset: u64, what: Find, done: FindCompletion) {
+        done(self.with(|content| {
+            let end = content.len() as u64;
+            Ok((offset < end).then_some(match what {
+                Find::Data => offset,
+                Find::Hole => end,
+            }))
         }));
     }
 

@@ -8,7 +8,8 @@ use super::content::find;
 use super::interface::Tree;
 use super::reference::Resolver;
 use super::value::{lines, text};
-use super::{Data, OpenFile, ReadCompletion, directory, flavor, image, instance, task};
+use super::{Data, FindCompletion, OpenFile, ReadCompletion, directory, flavor, image, instance, task};
+use crate::image::extent::Find;
 use crate::inventory::{Image, Object};
 use crate::model::Class;
 use crate::model::caller::{Caller, Role};
@@ -125,6 +126,14 @@ impl Data for DraftHandle {
 
     fn truncate(&self, length: u64, done: Completion) {
         self.0.truncate(length, done);
+    }
+
+    fn allocate(&self, offset: u64, length: u64, mode: i32, done: Completion) {
+        self.0.allocate(offset, length, mode, done);
+    }
+
+    fn find(&self, offset: u64, what: Find, done: FindCompletion) {
+        self.0.find(offset, what, done);
     }
 
     fn sync(&self, done: Completion) {

@@ -17,6 +17,7 @@ use super::engine::Shared;
 use super::ledger::{Batch, now};
 use super::operation::Fault;
 use super::request::Completion;
+use crate::image::extent::Find;
 use crate::image::ingest;
 use crate::inventory::Object;
 use crate::model::caller::Caller;
@@ -24,6 +25,9 @@ use crate::model::reason::Reason;
 
 /// Answers a read.
 pub type ReadCompletion = Box<dyn FnOnce(Result<Vec<u8>, Reason>) + Send>;
+
+/// Answers where the next data or hole begins; `None`: from the end on.
+pub type FindCompletion = Box<dyn FnOnce(Result<Option<u64>, Reason>) + Send>;
 
 /// The shown length follows the file's at most this often while it is being written.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -108,7 +112,8 @@ impl DraftData {
             return Err(closed());
         }
         let (jobs, queue) = channel();
-        let worker = Worker { data: self.clone(), generation: image.record.ownership.generation, shown: None };
+        let worker =
+            Worker { data: self.clone(), generation: image.record.ownership.generation, shown: None, draft: None };
         thread::Builder::new()
             .name("draft-data".to_owned())
             .stack_size(256 << 10)
@@ -196,6 +201,8 @@ enum Job {
     Write(u64, Vec<u8>, Completion),
     Read(u64, usize, ReadCompletion),
     Truncate(u64, Completion),
+    Allocate { offset: u64, length: u64, mode: i32, done: Completion },
+    Find(u64, Find, FindCompletion),
     Sync(Completion),
 }
 
@@ -215,6 +222,16 @@ impl Writer {
         self.give(Job::Truncate(length, done));
     }
 
+    /// fallocate(2).
+    pub fn allocate(&self, offset: u64, length: u64, mode: i32, done: Completion) {
+        self.give(Job::Allocate { offset, length, mode, done });
+    }
+
+    /// Finds the next data or hole.
+    pub fn find(&self, offset: u64, what: Find, done: FindCompletion) {
+        self.give(Job::Find(offset, what, done));
+    }
+
     /// Answers when everything written so far is on disk.
     pub fn sync(&self, done: Completion) {
         self.give(Job::Sync(done));
@@ -225,8 +242,11 @@ impl Writer {
         if let Err(error) = self.jobs.send(job) {
             let reason = || Reason::Failed("the thread of this file has died; open it again".to_owned());
             match error.0 {
-                Job::Write(_, _, done) | Job::Truncate(_, done) | Job::Sync(done) => done(Err(reason())),
+                Job::Write(_, _, done) | Job::Truncate(_, done) | Job::Allocate { done, .. } | Job::Sync(done) => {
+                    done(Err(reason()))
+                }
                 Job::Read(_, _, done) => done(Err(reason())),
+                Job::Find(_, _, done) => done(Err(reason())),
             }
         }
     }
@@ -236,6 +256,8 @@ struct Worker {
     data: Arc<DraftData>,
     generation: u32,
     shown: Option<Instant>,
+    /// Once something was changed: it is there and stays while there is a writer.
+    draft: Option<Arc<ingest::Draft>>,
 }
 
 impl Drop for Worker {
@@ -250,16 +272,30 @@ impl Worker {
         while let Ok(job) = queue.recv() {
             match job {
                 Job::Write(offset, bytes, done) => {
-                    let result = self.write(|draft| draft.write_at(offset, &bytes));
-                    self.show(false);
+                    let result = self.change(|draft| draft.write_at(offset, &bytes));
                     done(result);
+                    // The writer goes on meanwhile.
+                    if let Some(draft) = &self.draft {
+                        draft.follow();
+                    }
+                    self.show(false);
                 }
                 Job::Read(offset, size, done) => done(self.read(offset, size)),
                 Job::Truncate(0, done) if self.data.is_empty() => done(Ok(())),
                 Job::Truncate(length, done) => {
-                    let result = self.write(|draft| draft.truncate(length));
+                    let result = self.change(|draft| draft.truncate(length));
                     self.show(true);
                     done(result);
+                }
+                Job::Allocate { offset, length, mode, done } => {
+                    let result = self.change(|draft| draft.allocate(offset, length, mode));
+                    self.show(true);
+                    done(result);
+                }
+                Job::Find(offset, what, done) => {
+                    let draft = self.data.existing_or_none();
+                    let found = draft.and_then(|draft| draft.map_or(Ok(None), |draft| draft.find(offset, what)));
+                    done(found.map_err(|error| of_io(&error)));
                 }
                 Job::Sync(done) => done(
                     self.data
@@ -274,7 +310,7 @@ impl Worker {
         }
     }
 
-    fn write(&self, change: impl FnOnce(&ingest::Draft) -> io::Result<()>) -> Result<(), Reason> {
+    fn change(&mut self, change: impl FnOnce(&ingest::Draft) -> io::Result<()>) -> Result<(), Reason> {
         let shared = self.data.shared.upgrade().ok_or_else(|| Fault::Stopped.reason())?;
         let id = self.data.image;
         let image = shared.parts.ledger.inventory().image(id).ok_or(Reason::StaleHandle)?;
@@ -289,8 +325,11 @@ impl Worker {
             // Before the first byte: a draft that says that it was never written to is discarded by a mere rmdir.
             shared.edit(Arc::new(move |batch| mark_written(batch, id))).map_err(|fault| fault.reason())?;
         }
-        let draft = self.data.existing_or_new().map_err(|error| of_io(&error))?;
-        change(&draft).map_err(|error| of_io(&error))
+        let draft = match &self.draft {
+            Some(draft) => draft,
+            None => self.draft.insert(self.data.existing_or_new().map_err(|error| of_io(&error))?),
+        };
+        change(draft).map_err(|error| of_io(&error))
     }
 
     fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, Reason> {
@@ -349,7 +388,9 @@ fn mark_written(batch: &mut Batch<'_>, id: Uuid) {
 pub(super) fn of_io(error: &io::Error) -> Reason {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => Reason::NoSpace("the disk of the images".to_owned()),
-        Some(libc::EFBIG) => Reason::OutOfRange { low: 0, high: i64::MAX as u64, unit: "bytes" },
+        Some(libc::EFBIG) => Reason::FileTooLarge,
+        Some(libc::EINVAL) => Reason::Malformed("the disk of the images does not take these offsets".to_owned()),
+        Some(libc::EOPNOTSUPP) => Reason::Unsupported("the disk of the images cannot do this to a file".to_owned()),
         Some(libc::EBUSY) => closed(),
         Some(_) | None => Reason::Failed(format!("the image's data cannot be read or written: {error}")),
     }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use instancefs::image::extent::Find;
 use instancefs::inventory::Change;
 use instancefs::model::Class;
 use instancefs::model::caller::Caller;
 use instancefs::model::reason::Reason;
 use instancefs::tree::{
-    Attributes, Caching, CallerOf, Content, Data, Directory, Interface, Kind, Names, Node, NodeCompletion, OpenFile,
-    Place, Position, ReadCompletion, Touched,
+    Attributes, Caching, CallerOf, Content, Data, Directory, FindCompletion, Interface, Kind, Names, Node,
+    NodeCompletion, OpenFile, Place, Position, ReadCompletion, Touched,
 };
 use instancefs::workflow::request::Completion;
 use parking_lot::Mutex;
@@ -164,6 +165,7 @@ impl Interface for Fake {
             uid: 0,
             gid: 0,
             size,
+            allocated: None,
             caching: Caching::Attributes,
             time: 1_000_000_000,
         };
@@ -380,6 +382,18 @@ impl Data for Bulk {
     fn truncate(&self, length: u64, done: Completion) {
         self.0.lock().resize(usize::try_from(length).expect("a small test"), 0);
         done(Ok(()));
+    }
+
+    fn allocate(&self, _: u64, _: u64, _: i32, done: Completion) {
+        done(Err(Reason::Unsupported("nothing is allocated in advance here".to_owned())));
+    }
+
+    fn find(&self, offset: u64, what: Find, done: FindCompletion) {
+        let end = self.0.lock().len() as u64;
+        done(Ok((offset < end).then_some(match what {
+            Find::Data => offset,
+            Find::Hole => end,
+        })));
     }
 
     fn sync(&self, done: Completion) {

@@ -1,0 +1,161 @@
+//! The hash that follows the writers of a draft.
+//!
+//! It reads behind them, from the page cache: no writer waits for it, and no bytes are kept for it in memory. Who hashes
+//! a part claims it before, under the lock that every change of the file is made under. A change of a claimed byte
+//! begins a new generation, and a hash of another generation than the present one counts for nothing.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha512};
+
+use crate::image::extent::{Find, find};
+
+/// What is read and hashed at a time; small enough for a processor's cache.
+pub const PART: usize = 256 << 10;
+/// How far behind the furthest write: several writers, and qemu-img with its coroutines, come a little out of order.
+const BEHIND: u64 = 8 << 20;
+/// What must be there for following to begin: a thread is not started for less.
+const WORTHWHILE: u64 = 8 << 20;
+/// A draft that was rewritten so often is a disk in use, which only the commit hashes.
+const MOST_RESTARTS: u32 = 4;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What the hash knows of the writers; it lives under their lock.
+#[derive(Default)]
+pub struct Arrived {
+    generation: u64,
+    /// In this generation `[0, claimed)` is, or is being, hashed.
+    claimed: u64,
+    /// Where the furthest write ended, since the last restart.
+    frontier: u64,
+    restarts: u32,
+    /// Somebody follows.
+    followed: bool,
+}
+
+impl Arrived {
+    /// Bytes from `start` on are about to change.
+    pub fn changes(&mut self, start: u64) {
+        if start < self.claimed {
+            self.generation += 1;
+            self.claimed = 0;
+            // The writer goes on from here, and what lies beyond is old.
+            self.frontier = 0;
+            self.restarts = self.restarts.saturating_add(1);
+        }
+    }
+
+    /// A write has come up to `end`.
+    pub fn wrote(&mut self, end: u64) {
+        self.frontier = self.frontier.max(end);
+    }
+
+    /// The file was cut or extended to `length`.
+    pub fn has_length(&mut self, length: u64) {
+        self.frontier = self.frontier.min(length);
+        if length == 0 {
+            self.restarts = 0;
+        }
+    }
+
+    /// Whether somebody should begin to follow now; if so, the caller does.
+    pub fn begin_following(&mut self) -> bool {
+        let is_due = !self.followed
+            && self.restarts <= MOST_RESTARTS
+            && self.frontier.saturating_sub(self.claimed) >= BEHIND + WORTHWHILE;
+        self.followed |= is_due;
+        is_due
+    }
+
+    /// The follower has ended.
+    pub fn end_following(&mut self) {
+        self.followed = false;
+    }
+
+    /// Claims the next part that the writers have left behind, and returns its end; `None`: it has caught up.
+    pub fn claim(&mut self, running: &mut Running) -> Option<u64> {
+        running.be_of(self.generation);
+        let end = running.hashed + PART as u64;
+        if self.restarts > MOST_RESTARTS || end + BEHIND > self.frontier {
+            return None;
+        }
+        self.claimed = self.claimed.max(end);
+        Some(end)
+    }
+
+    /// Claims everything up to `length`.
+    pub fn claim_all(&mut self, running: &mut Running, length: u64) {
+        running.be_of(self.generation);
+        self.claimed = self.claimed.max(length);
+    }
+}
+
+/// Covers the bytes `[0, hashed)`, as they were in its generation.
+#[derive(Default)]
+pub struct Running {
+    hash: Sha512,
+    hashed: u64,
+    generation: u64,
+}
+
+impl Running {
+    /// How many bytes it covers.
+    pub fn hashed(&self) -> u64 {
+        self.hashed
+    }
+
+    /// Starts anew.
+    pub fn restart(&mut self) {
+        *self = Running { generation: self.generation, ..Running::default() };
+    }
+
+    fn be_of(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Running { generation, ..Running::default() };
+        }
+    }
+
+    /// Reads and hashes up to `end`; `UnexpectedEof` if the file ends before. After an error it covers what `hashed`
+    /// says.
+    pub fn advance(&mut self, file: &File, end: u64, buffer: &mut [u8]) -> io::Result<()> {
+        while self.hashed < end {
+            let rest = end - self.hashed;
+            // A disk that knows no holes has none; what lies after the last data is a hole.
+            let data = find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX);
+            let hole = data.saturating_sub(self.hashed).min(rest);
+            if hole > 0 {
+                self.take_zeros(hole);
+                continue;
+            }
+            let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            match file.read_at(&mut buffer[..wanted], self.hashed) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    self.hash.update(&buffer[..count]);
+                    self.hashed += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_zeros(&mut self, count: u64) {
+        let mut rest = count;
+        while rest > 0 {
+            let part = rest.min(ZEROS.len() as u64);
+            self.hash.update(&ZEROS[..part as usize]);
+            rest -= part;
+        }
+        self.hashed += count;
+    }
+
+    /// 128 lower-case hexadecimal digits.
+    pub fn digest(&self) -> String {
+        self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
