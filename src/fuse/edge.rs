@@ -228,6 +228,7 @@ impl Edge {
         let data = match open.or_else(|| self.open_data(node, self.caller(request), true)) {
             Some(Ok(data)) => data,
             Some(Err(errno)) => return reply.error(errno),
+            None if handle.is_none() && self.interface.is_read_only(node) => return reply.error(Errno::EACCES),
             None => return self.reply_attributes(node, reply),
         };
         let edge = self.clone();
@@ -331,6 +332,8 @@ impl Edge {
         };
         match self.open_data(node, caller, writing) {
             Some(data) => Ok(Purpose::Data(data?)),
+            // It became an image since this was asked above.
+            None if writing && self.interface.is_read_only(node) => Err(Errno::EACCES),
             None => Ok(Purpose::Value),
         }
     }

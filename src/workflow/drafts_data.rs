@@ -20,6 +20,7 @@ use super::request::Completion;
 use crate::image::extent::Find;
 use crate::image::ingest;
 use crate::inventory::Object;
+use crate::model;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
 
@@ -95,7 +96,7 @@ impl DraftData {
         self.len() == 0
     }
 
-    /// Opens it for reading and writing. A commit waits until the writer is dropped and has done what it was told.
+    /// Opens it for reading and writing, `EBUSY` while an operation runs on it. A commit waits until the writer is dropped and has done what it was told.
     pub fn open_writer(self: &Arc<DraftData>, caller: &Caller) -> Result<Writer, Reason> {
         let shared = self.shared.upgrade().ok_or_else(|| Fault::Stopped.reason())?;
         if shared.settings.read_only {
@@ -103,7 +104,9 @@ impl DraftData {
         }
         let image = shared.parts.ledger.inventory().image(self.image);
         let image = image.ok_or_else(|| Reason::NotFound(format!("image {}", self.image)))?;
-        crate::model::image::access(&image.situation(caller))?;
+        let situation = image.situation(caller);
+        model::image::access(&situation)?;
+        model::instance::idle(situation.task)?;
         if image.record.draft.is_none() {
             return Err(Reason::DraftOnly);
         }

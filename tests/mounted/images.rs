@@ -111,6 +111,185 @@ fn qemu_img_writes_into_a_draft_as_into_any_file() {
     run("qemu-img", &["compare", "-F", "raw", text(&source), text(&data)]);
 }
 
+/// Bytes that a file takes on its disk.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).expect("attributes").blocks() * 512
+}
+
+/// 64 MiB with a mebibyte of data at the beginning, in the middle and at the end.
+fn sparse(directory: &Path) -> PathBuf {
+    let path = directory.join("sparse");
+    let file = File::create(&path).expect("made");
+    file.set_len(64 << 20).expect("extended");
+    for at in [0, 31 << 20, 63 << 20] {
+        file.write_all_at(&[9; 1 << 20], at).expect("written");
+    }
+    path
+}
+
+#[test]
+fn a_sparse_image_is_sparse_on_the_way_in_on_the_disk_and_on_the_way_out() {
+    // On a disk: memory may know no holes.
+    let directory = tempfile::tempdir_in("/var/tmp").expect("a directory");
+    let state = directory.path().join("state");
+    let daemon = Daemon::start_in(text(&state), &[]);
+    let source = sparse(directory.path());
+    let (from, sum) = (text(&source), run("sha512sum", &[text(&source)]));
+    let tools: [&dyn Fn(&str); 7] = [
+        &|data| drop(run("cp", &[from, data])),
+        &|data| drop(run("cp", &["--sparse=always", from, data])),
+        &|data| drop(run("rsync", &["--inplace", "--sparse", from, data])),
+        &|data| drop(run("dd", &[&format!("if={from}"), &format!("of={data}"), "bs=1M", "conv=sparse", "status=none"])),
+        &|data| drop(run("qemu-img", &["convert", "-O", "raw", from, data])),
+        &|data| {
+            run("truncate", &["-s", "64M", data]);
+            run("qemu-img", &["convert", "-n", "-W", "-f", "raw", "-O", "raw", from, data]);
+        },
+        &|data| {
+            run("cp", &["--sparse=never", from, data]);
+            run("fallocate", &["--dig-holes", data]);
+        },
+    ];
+    for (index, tool) in tools.iter().enumerate() {
+        let id = draft(&daemon);
+        let data = daemon.path(format!("images/{id}/data"));
+        tool(text(&data));
+        run("cmp", &[from, text(&data)]);
+        let copy = directory.path().join("copy");
+        run("cp", &[text(&data), text(&copy)]);
+        assert!(allocated(&copy) < 16 << 20, "tool {index}: a copy of the draft takes {}", allocated(&copy));
+        daemon.set(format!("images/{id}/disk_format"), "raw");
+        assert_eq!(commit(&daemon, id), 0, "tool {index}");
+        assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))), "tool {index}");
+        let stored = state.join("images").join(id.to_string()).join("data");
+        assert!(allocated(&stored) < 16 << 20, "tool {index}: {} on the disk", allocated(&stored));
+        wait_until("stat says so", || allocated(&data) == allocated(&stored));
+        fs::remove_file(&copy).expect("removed");
+        run("cp", &[text(&data), text(&copy)]);
+        run("cmp", &[from, text(&copy)]);
+        assert!(allocated(&copy) < 16 << 20, "tool {index}: a copy of the image takes {}", allocated(&copy));
+        let map = run("qemu-img", &["map", "-f", "raw", "--output=json", text(&data)]);
+        assert!(map.contains("\"data\": false"), "tool {index}: {map}");
+        fs::remove_file(&copy).expect("removed");
+    }
+}
+
+#[test]
+fn a_draft_takes_what_a_file_takes() {
+    let directory = tempfile::tempdir_in("/var/tmp").expect("a directory");
+    let daemon = Daemon::start_in(text(&directory.path().join("state")), &[]);
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    let path = text(&data);
+    run("truncate", &["-s", "10G", path]);
+    let length = |path| fs::metadata(path).expect("attributes").len();
+    assert_eq!((length(path), allocated(&data)), (10 << 30, 0));
+    run("truncate", &["-s", "1M", path]);
+    run("fallocate", &["--keep-size", "--length", "2M", path]);
+    assert_eq!((length(path), allocated(&data)), (1 << 20, 2 << 20));
+    run("fallocate", &["--length", "3M", path]);
+    assert_eq!(length(path), 3 << 20);
+    run("dd", &["if=/dev/urandom", &format!("of={path}"), "bs=1M", "count=4", "seek=4", "conv=notrunc", "status=none"]);
+    assert_eq!(length(path), 8 << 20);
+    run("fallocate", &["--punch-hole", "--offset", "4M", "--length", "1M", path]);
+    run("fallocate", &["--zero-range", "--offset", "5M", "--length", "1M", path]);
+    let bytes = fs::read(&data).expect("readable");
+    assert!(bytes[4 << 20..6 << 20].iter().all(|byte| *byte == 0) && bytes[6 << 20..].iter().any(|byte| *byte != 0));
+    let collapse = Command::new("fallocate").args(["--collapse-range", "--length", "1M", path]).output().expect("runs");
+    assert!(!collapse.status.success());
+    assert_eq!(daemon.read(format!("images/{id}/last_error")), "ok", "a tool that tries is no failure");
+    let other = draft(&daemon);
+    let copy = daemon.path(format!("images/{other}/data"));
+    run("cp", &["--sparse=never", path, text(&copy)]);
+    run("cmp", &[path, text(&copy)]);
+    let qcow2 = draft(&daemon);
+    let made = daemon.path(format!("images/{qcow2}/data"));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", text(&made), "64M"]);
+    run("qemu-io", &["-c", "write -P 7 0 40M", "-c", "discard 0 20M", "-c", "write -z 30M 5M", text(&made)]);
+    for id in [other, qcow2] {
+        assert_eq!(commit(&daemon, id), 0);
+        let data = daemon.path(format!("images/{id}/data"));
+        let sum = run("sha512sum", &[text(&data)]);
+        assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))));
+    }
+    run("qemu-img", &["check", "-q", text(&made)]);
+    assert!(run("qemu-img", &["info", text(&made)]).contains("file format: qcow2"));
+}
+
+#[test]
+fn nothing_changes_bytes_while_and_after_they_are_committed() {
+    let daemon = Daemon::start(&["-o", "settle=0s"]);
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    fs::write(&data, vec![3; 96 << 20]).expect("written");
+    let first = OpenOptions::new().read(true).write(true).open(&data).expect("opened");
+    let second = first.try_clone().expect("duplicated");
+    // A private mapping brings bytes of the draft into the page cache.
+    let read = || {
+        run(
+            "python3",
+            &[
+                "-c",
+                "import mmap, sys; f = open(sys.argv[1], 'rb'); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)[5])",
+                text(&data),
+            ],
+        )
+    };
+    assert_eq!(read().trim(), "3");
+    drop(first);
+    daemon.set(format!("images/{id}/disk_format"), "raw");
+    daemon.set(format!("images/{id}/state"), "active");
+    wait_until("it is refused", || daemon.read(format!("images/{id}/last_error")).contains("open for writing"));
+    assert_eq!(daemon.read(format!("images/{id}/state")), "draft");
+    second.write_all_at(&[4; 16], 0).expect("the duplicate still writes");
+    drop(second);
+    daemon.set(format!("images/{id}/state"), "active");
+    let mut refused = 0;
+    while daemon.read(format!("images/{id}/task")) == "saving" {
+        let cut = errno(nix_truncate(&data));
+        let opened = errno(OpenOptions::new().write(true).open(&data));
+        // The task may have ended since it was looked at.
+        for error in [cut, opened] {
+            assert!(matches!(error, libc::EBUSY | libc::EACCES | libc::ESTALE), "{error}");
+            refused += u32::from(error == libc::EBUSY);
+        }
+    }
+    assert!(refused > 0, "the commit was over too soon");
+    assert_eq!(daemon.read(format!("images/{id}/state")), "active");
+    wait_until("it is frozen", || fs::metadata(&data).expect("attributes").mode() & 0o777 == 0o440);
+    assert_eq!(errno(nix_truncate(&data)), libc::EACCES);
+    assert_eq!(read().trim(), "4", "active data can be mapped, and is what was written last");
+    let bytes = fs::read(&data).expect("readable");
+    assert!(bytes.len() == 96 << 20 && bytes[..16] == [4; 16] && bytes[16..].iter().all(|byte| *byte == 3));
+    let sum = run("sha512sum", &[text(&data)]);
+    assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))));
+}
+
+#[test]
+fn several_writers_in_any_order_give_one_image() {
+    let daemon = Daemon::start(&[]);
+    let id = draft(&daemon);
+    let data = daemon.path(format!("images/{id}/data"));
+    let part = |index: u64| vec![index as u8 + 1; 300_000];
+    thread::scope(|scope| {
+        for writer in 0..4u64 {
+            let (data, part) = (&data, &part);
+            scope.spawn(move || {
+                let file = OpenOptions::new().write(true).open(data).expect("opened");
+                for index in (0..100).filter(|index| index % 4 == writer) {
+                    file.write_all_at(&part(index), index * 300_000).expect("written");
+                }
+            });
+        }
+    });
+    let expected: Vec<u8> = (0..100).flat_map(part).collect();
+    assert!(fs::read(&data).expect("a draft is readable") == expected);
+    daemon.set(format!("images/{id}/disk_format"), "raw");
+    assert_eq!(commit(&daemon, id), 0);
+    let sum = run("sha512sum", &[text(&data)]);
+    assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))));
+}
+
 #[test]
 fn a_hostile_or_broken_draft_is_refused_with_a_reason_and_stays_a_draft() {
     let daemon = Daemon::start(&[]);
