@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -103,4 +104,30 @@ fn writes_answer_that_the_disk_is_full_nothing_is_half_made_and_reads_go_on() {
     daemon.spawn();
     assert_eq!(daemon.read(format!("instances/{id}/description")), "after");
     assert_eq!(daemon.read(format!("instances/{id}/locked")), "1");
+}
+
+#[test]
+fn an_image_that_does_not_fit_says_so_and_its_draft_can_be_written_again() {
+    let disk = Disk::new();
+    let daemon = Daemon::start_in(&disk.state(), &[]);
+    let id = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("images/{id}"))).expect("a draft");
+    let data = daemon.path(format!("images/{id}/data"));
+    let mut file = File::create(&data).expect("opened");
+    assert_eq!(errno(file.write_all(&vec![1; 32 << 20])), libc::ENOSPC);
+    assert_eq!(errno(file.write_all(&vec![1; 1 << 20])), libc::ENOSPC, "again");
+    file.set_len(0).expect("cut");
+    drop(file);
+    // What a disk says of the largest file differs from disk to disk.
+    let beside = File::create(disk.directory.path().join("beside")).expect("made");
+    for length in [1 << 44, 1 << 60, i64::MAX as u64] {
+        let draft = fs::OpenOptions::new().write(true).open(&data).expect("opened");
+        assert_eq!(errno(draft.set_len(length)), errno(beside.set_len(length)), "{length}");
+        assert_eq!(errno(draft.write_at(b"x", length - 1)), errno(beside.write_at(b"x", length - 1)), "{length}");
+    }
+    fs::write(&data, vec![2; 1 << 20]).expect("a smaller one fits");
+    daemon.set(format!("images/{id}/disk_format"), "raw");
+    daemon.set(format!("images/{id}/state"), "active");
+    wait_until("it is active", || daemon.read(format!("images/{id}/state")) == "active");
+    assert!(fs::read(&data).expect("readable") == vec![2; 1 << 20]);
 }

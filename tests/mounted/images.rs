@@ -376,6 +376,8 @@ fn a_draft_survives_the_end_of_the_daemon_in_the_middle_of_writing() {
     drop(file);
     assert_eq!(commit(&daemon, id), 0);
     assert!(fs::read(&data).expect("readable") == bytes);
+    let sum = run("sha512sum", &[text(&data)]);
+    assert!(sum.starts_with(&daemon.read(format!("images/{id}/sha512"))));
 }
 
 #[test]
