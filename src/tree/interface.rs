@@ -12,13 +12,13 @@ use super::content::{Rendered, find, link, snapshot};
 use super::directory::rows;
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node};
-use super::private::private;
 use super::rename::{self, End, Move};
-use super::root::{self, Audience};
+use super::root;
 use super::scratch::{self, Scratch};
+use super::stat::private;
 use super::{
-    Attributes, Caching, CallerOf, Content, Data, Interface, Kind, NodeCompletion, OpenFile, Touched, directory, fixed,
-    flavor, image, instance, task, view, write,
+    Attributes, CallerOf, Content, Data, Interface, NodeCompletion, OpenFile, Touched, directory, fixed, flavor, image,
+    instance, task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
@@ -58,9 +58,6 @@ pub struct Tree {
     pub(super) scratch: Scratch,
     pub(super) summaries: Mutex<HashMap<u8, Rendered>>,
 }
-
-/// The gid of the root directory: its members have no rights in it, everybody else may pass.
-const NOBODY: u32 = 65534;
 
 impl Tree {
     /// Publishes every object that the inventory holds, before anybody can look.
@@ -126,68 +123,6 @@ impl Tree {
     fn refuse(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
         self.engine.refused(caller, object, file, &reason);
         reason
-    }
-}
-
-impl Tree {
-    /// What a place is in a mount that root shares with others.
-    fn shared_attributes(&self, node: Node) -> Option<Attributes> {
-        let group = self.settings.access_group;
-        let time = self.settings.started_at;
-        let directory = |mode, gid| Attributes {
-            kind: Kind::Directory,
-            mode,
-            uid: 0,
-            gid,
-            size: 0,
-            allocated: None,
-            caching: Caching::Attributes,
-            time,
-        };
-        match node {
-            Node::Directory(Directory::Root) => Some(directory(0o705, NOBODY)),
-            Node::Directory(_) => Some(directory(0o770, group)),
-            Node::File(parent, id) => {
-                let row = root::table(parent).iter().find(|row| row.id == id)?;
-                let gid = match row.audience {
-                    Audience::Everybody => 0,
-                    Audience::Access => group,
-                    Audience::Admin => self.settings.admin_group,
-                };
-                let is_private = (parent, id) == (Directory::Root, root::LAST_ERROR);
-                let caching = if is_private { Caching::Nothing } else { Caching::Attributes };
-                let size = self.file_size(parent, id)?;
-                Some(Attributes {
-                    kind: Kind::File,
-                    mode: row.mode(),
-                    uid: 0,
-                    gid,
-                    size,
-                    allocated: None,
-                    caching,
-                    time,
-                })
-            }
-            Node::Scratch(serial) => {
-                let (uid, parent, size) = self.scratch.stat(serial)?;
-                let gid = self.object(parent)?.ownership().project;
-                // Nobody else writes into what its creator is about to rename over an attribute with his rights.
-                let caching = Caching::Nothing;
-                Some(Attributes { kind: Kind::File, mode: 0o600, uid, gid, size, allocated: None, caching, time })
-            }
-            Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) => {
-                match self.inventory.by_number(number) {
-                    Some(object) => self.object_attributes(node, &object),
-                    // Gone, but its name is not yet taken back from the kernel: the replay of that has to find it.
-                    None => self.names.published(node).map(|_| match node {
-                        Node::Object(..) => Attributes { mode: 0o700, ..directory(0o700, 0) },
-                        _ => Attributes { kind: Kind::Symlink, mode: 0o777, ..directory(0o777, 0) },
-                    }),
-                }
-                .filter(|_| Class::ALL.contains(&class))
-            }
-            Node::Attribute(..) | Node::Key(..) => self.object_attributes(node, &self.object(node)?),
-        }
     }
 }
 
