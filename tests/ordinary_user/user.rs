@@ -165,10 +165,11 @@ impl Ann {
         child.is_some_and(|mut child| child.wait().expect("waits").success())
     }
 
-    /// Unmounts as she would.
+    /// Unmounts as she would, once the last change is announced: meanwhile the mount is busy.
     pub fn unmount(&self) {
-        let status = self.act(|| Ann::command("fusermount3").args(["-u", "machines"]).status().expect("it runs"));
-        assert!(status.success(), "fusermount3 -u: {status}");
+        let mut command = Ann::command("fusermount3");
+        command.args(["-u", "machines"]).stderr(Stdio::null());
+        wait_until("it is unmounted", || self.act(|| command.status().expect("it runs").success()));
         assert!(self.ended(), "the daemon ended badly: {}", self.log());
     }
 
