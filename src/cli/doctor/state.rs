@@ -136,7 +136,10 @@ fn refused(path: &Path, error: &StateDirectoryError) -> Finding {
         StateDirectoryError::Unsafe { owner, mode, .. } => Finding::fail(
             DIRECTORY,
             format!("{shown} belongs to uid {owner} with mode {mode:04o}; it must be this user's alone to write"),
-            format!("chown {} '{shown}' && chmod go-w '{shown}', {other}", nix::unistd::geteuid()),
+            format!(
+                "chown {} '{shown}' && chmod go-w '{shown}', {other}",
+                crate::privilege::Privilege::of_this_process().uid
+            ),
         ),
         StateDirectoryError::Foreign { entry, .. } => Finding::fail(
             DIRECTORY,
