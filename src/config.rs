@@ -10,9 +10,12 @@ use std::time::Duration;
 use nix::unistd::Group;
 use serde::{Deserialize, Deserializer};
 
+use crate::image::import::Policy;
 use crate::privilege::Privilege;
 pub use duration::parse as parse_duration;
 
+/// The import directory within the state directory where nobody says otherwise.
+pub const IMPORT_DIRECTORY: &str = "import";
 /// How long a write waits for the end of its work.
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
 /// Who may enter root's tree.
@@ -77,8 +80,8 @@ pub enum ConfigError {
     },
     /// A mount option that nobody knows.
     #[error(
-        "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, connect= and \
-         state_dir="
+        "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, connect=, \
+         state_dir= and import_directory="
     )]
     UnknownOption(String),
     /// A mount option with a value that cannot be used.
@@ -127,6 +130,20 @@ pub struct Layer {
     pub admin_group: Option<String>,
     /// Names of the groups that are projects.
     pub projects: Option<Vec<String>>,
+    /// Where importable files lie.
+    pub import_directory: Option<PathBuf>,
+    /// Hosts that images may be imported from though their addresses are not public; in the file only.
+    pub import_hosts: Option<Vec<String>>,
+    /// Whether images may be imported from any host with public addresses; in the file only.
+    pub import_public_hosts: Option<bool>,
+    /// The largest image that is imported, in bytes; in the file only.
+    pub import_max_bytes: Option<u64>,
+    /// How long an import may take; in the file only.
+    #[serde(default, deserialize_with = "duration")]
+    pub import_timeout: Option<Duration>,
+    /// How long a server may say nothing; in the file only.
+    #[serde(default, deserialize_with = "duration")]
+    pub import_stall_timeout: Option<Duration>,
     /// Refuse every change; a mount option only.
     #[serde(skip)]
     pub read_only: Option<bool>,
@@ -153,6 +170,8 @@ pub struct Settings {
     pub admin_group: u32,
     /// Group ids that are projects.
     pub projects: Vec<u32>,
+    /// What may be imported.
+    pub import: Policy,
 }
 
 /// A string as on the command line, or a whole number of seconds.
@@ -232,7 +251,10 @@ impl Layer {
             None if option.is_empty() => {}
             None if option == "ro" => self.read_only = Some(true),
             None if option == "rw" => self.read_only = Some(false),
-            Some(("access_group" | "admin_group" | "projects" | "settle" | "connect" | "state_dir", "")) => {
+            Some((
+                "access_group" | "admin_group" | "projects" | "settle" | "connect" | "state_dir" | "import_directory",
+                "",
+            )) => {
                 return Err(bad("a value is missing"));
             }
             Some(("access_group", name)) => self.access_group = Some(name.to_owned()),
@@ -241,6 +263,10 @@ impl Layer {
             Some(("settle", text)) => self.settle = Some(parse_duration(text).map_err(|detail| bad(&detail))?),
             Some(("connect", uri)) => self.connect = Some(uri.to_owned()),
             Some(("state_dir", path)) => self.state_dir = Some(path.into()),
+            Some(("import_directory", path)) if Path::new(path).is_absolute() => {
+                self.import_directory = Some(path.into());
+            }
+            Some(("import_directory", _)) => return Err(bad("write an absolute path")),
             Some(_) | None if GENERIC.contains(&option) => {}
             Some(_) | None if GENERIC_PREFIXES.iter().any(|prefix| option.starts_with(prefix)) => {}
             Some(_) | None => return Err(ConfigError::UnknownOption(option.to_owned())),
@@ -257,6 +283,12 @@ impl Layer {
             access_group: self.access_group.or(below.access_group),
             admin_group: self.admin_group.or(below.admin_group),
             projects: self.projects.or(below.projects),
+            import_directory: self.import_directory.or(below.import_directory),
+            import_hosts: self.import_hosts.or(below.import_hosts),
+            import_public_hosts: self.import_public_hosts.or(below.import_public_hosts),
+            import_max_bytes: self.import_max_bytes.or(below.import_max_bytes),
+            import_timeout: self.import_timeout.or(below.import_timeout),
+            import_stall_timeout: self.import_stall_timeout.or(below.import_stall_timeout),
             read_only: self.read_only.or(below.read_only),
         }
     }
@@ -285,13 +317,24 @@ impl Layer {
         };
         let projects = self.projects.unwrap_or_default();
         let is_in_home = self.state_dir.is_none() && !privilege.is_root();
+        let state_directory = self.state_dir.or_else(|| place::state(privilege)).ok_or(ConfigError::NoHome)?;
+        let usual = Policy::new(state_directory.join(IMPORT_DIRECTORY));
+        let import = Policy {
+            directory: self.import_directory.unwrap_or(usual.directory),
+            hosts: self.import_hosts.unwrap_or(usual.hosts),
+            public_hosts: self.import_public_hosts.unwrap_or(usual.public_hosts),
+            most_bytes: self.import_max_bytes.unwrap_or(usual.most_bytes),
+            timeout: self.import_timeout.unwrap_or(usual.timeout),
+            stall: self.import_stall_timeout.unwrap_or(usual.stall),
+        };
         Ok(Settings {
             privilege,
             access_group: group(self.access_group, DEFAULT_ACCESS_GROUP, "access_group")?,
             admin_group: group(self.admin_group, DEFAULT_ADMIN_GROUP, "admin_group")?,
             projects: projects.iter().map(|name| named(name, "a project")).collect::<Result<_, _>>()?,
             connect: self.connect.filter(|uri| uri != "auto"),
-            state_directory: self.state_dir.or_else(|| place::state(privilege)).ok_or(ConfigError::NoHome)?,
+            state_directory,
+            import,
             is_in_home,
             settle: self.settle.unwrap_or(DEFAULT_SETTLE),
             read_only: self.read_only.unwrap_or(false),
@@ -325,6 +368,29 @@ mod tests {
         ]);
         assert_eq!(file, options.unwrap());
         assert_eq!(toml("settle = 2").unwrap().settle, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_may_be_imported_is_said_in_the_file_and_the_directory_as_an_option_too() {
+        let file = toml(
+            "import_hosts = ['a', '*.b']\nimport_public_hosts = false\nimport_max_bytes = 7\nimport_timeout = '1h'\n\
+             import_stall_timeout = 5\nimport_directory = '/file'\n",
+        );
+        let option = Layer::from_options(["import_directory=/option,state_dir=/s"]).unwrap();
+        let nobody = |_: &str| Ok(None);
+        let import = option.over(file.unwrap()).resolve_with(ROOT, &nobody).unwrap().import;
+        let expected = Policy {
+            directory: "/option".into(),
+            hosts: vec!["a".to_owned(), "*.b".to_owned()],
+            public_hosts: false,
+            most_bytes: 7,
+            timeout: Duration::from_secs(3600),
+            stall: Duration::from_secs(5),
+        };
+        assert_eq!(import, expected);
+        let usual = Layer::from_options(["state_dir=/s"]).unwrap().resolve_with(ROOT, &nobody).unwrap().import;
+        assert_eq!(usual, Policy::new("/s/import".into()));
+        assert!(Layer::from_options(["import_directory=relative"]).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The composition: every part is made here, once, and told about the others.
 
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -15,7 +16,7 @@ use super::pinned::Pinned;
 use super::probe::{self, Answer};
 use super::state_directory::{StateDirectory, StateDirectoryError};
 use crate::block::directory::DirectoryBackend;
-use crate::config::Settings;
+use crate::config::{IMPORT_DIRECTORY, Settings};
 use crate::fuse::{self, Mount};
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::inventory::{Change, Inventory, Part};
@@ -52,6 +53,17 @@ pub enum DaemonError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateDirectoryError),
+    /// The import directory lies within the tree.
+    #[error("the import directory {0} lies within the mount point; name another one as import_directory")]
+    ImportInside(PathBuf),
+    /// The import directory cannot be made.
+    #[error("the import directory {path} cannot be made")]
+    ImportDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The hypervisor's library cannot be used at all.
     #[error("the connection {uri} cannot be prepared")]
     Hypervisor {
@@ -118,6 +130,25 @@ pub struct Prepared {
     tree: Arc<Tree>,
 }
 
+/// Makes the usual import directory. One within the tree would have the daemon wait for itself.
+fn import_directory(settings: &Settings, mountpoint: &Path) -> Result<(), DaemonError> {
+    let path = &settings.import.directory;
+    // The mount point is not mounted yet, so that looking at either is safe.
+    let (real, tree) = (path.canonicalize(), mountpoint.canonicalize());
+    if path.starts_with(mountpoint) || real.is_ok_and(|real| tree.is_ok_and(|tree| real.starts_with(tree))) {
+        return Err(DaemonError::ImportInside(path.clone()));
+    }
+    if settings.read_only || *path != settings.state_directory.join(IMPORT_DIRECTORY) {
+        return Ok(());
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(DaemonError::ImportDirectory { path: path.clone(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// A mount that answers.
 pub struct Daemon {
     mountpoint: PathBuf,
@@ -132,6 +163,7 @@ impl Daemon {
     /// Opens the store and starts every part. Of a new state directory the hypervisor is connected and looked at first;
     /// of a known one that happens in the background, and the tree shows the last known truth meanwhile.
     pub fn prepare(settings: &Settings, state: &StateDirectory, mountpoint: &Path) -> Result<Prepared, DaemonError> {
+        import_directory(settings, mountpoint)?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.store())?);
         let recorded = identity::load(store.as_ref())?;
         let target = identity::choose(recorded.as_ref(), settings.connect.as_deref(), state.path())?;
@@ -196,6 +228,7 @@ impl Daemon {
                 read_only: settings.read_only,
                 projects: settings.projects.clone(),
                 guest_group,
+                import: settings.import.clone(),
                 drafts_per_user: DRAFTS_PER_USER,
             },
         )?;

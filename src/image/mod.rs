@@ -4,6 +4,7 @@
 
 pub(crate) mod durable;
 pub mod extent;
+pub mod import;
 pub mod ingest;
 pub mod inspect;
 pub mod qemu_img;

@@ -203,7 +203,14 @@ pub fn judge_image(
 ) -> Result<Effect, Reason> {
     image::access(situation)?;
     let (already, root_only) = match change {
-        ImageChange::State(word) => return image::decide(situation, *word).map(Effect::from),
+        ImageChange::State(word) => {
+            return image::decide(situation, *word).map(|verdict| match Effect::from(verdict) {
+                Effect::Start(Operation::CommitImage) if record.import_from.is_some() => {
+                    Effect::Start(Operation::ImportImage)
+                }
+                effect => effect,
+            });
+        }
         ImageChange::DiskFormat(format) => return in_draft(situation, record.disk_format == Some(*format)),
         ImageChange::ImportFrom(source) => return in_draft(situation, record.import_from == *source),
         ImageChange::Name(name) => (*name == record.name, false),

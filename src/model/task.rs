@@ -39,6 +39,8 @@ pub enum Operation {
     },
     /// Verify and publish an image draft.
     CommitImage,
+    /// Fetch an image draft's data from its `import_from`, verify and publish it.
+    ImportImage,
     /// Remove a draft and what was written into it.
     DiscardDraft,
 }
@@ -58,6 +60,7 @@ impl Operation {
             Operation::RebootSoft | Operation::RebootHard => TaskWord::Rebooting,
             Operation::Rename { .. } => TaskWord::Renaming,
             Operation::CommitImage => TaskWord::Saving,
+            Operation::ImportImage => TaskWord::Importing,
             Operation::DiscardDraft => TaskWord::Deleting,
         }
     }
@@ -71,7 +74,8 @@ impl Operation {
             | Operation::Resume
             | Operation::RebootSoft
             | Operation::RebootHard
-            | Operation::CommitImage => Some("active"),
+            | Operation::CommitImage
+            | Operation::ImportImage => Some("active"),
             Operation::Define | Operation::Stop => Some("stopped"),
             Operation::Pause => Some("paused"),
             Operation::Suspend => Some("suspended"),
@@ -109,11 +113,13 @@ pub enum TaskWord {
     Saving,
     /// A draft is removed.
     Deleting,
+    /// An image draft's data is fetched from elsewhere, verified and published.
+    Importing,
 }
 
 impl TaskWord {
     /// All of them.
-    pub const ALL: [TaskWord; 12] = [
+    pub const ALL: [TaskWord; 13] = [
         TaskWord::Building,
         TaskWord::Defining,
         TaskWord::Starting,
@@ -126,6 +132,7 @@ impl TaskWord {
         TaskWord::Renaming,
         TaskWord::Saving,
         TaskWord::Deleting,
+        TaskWord::Importing,
     ];
 
     /// The content of `task`.
@@ -143,6 +150,7 @@ impl TaskWord {
             TaskWord::Renaming => "renaming",
             TaskWord::Saving => "saving",
             TaskWord::Deleting => "deleting",
+            TaskWord::Importing => "importing",
         }
     }
 }

@@ -65,7 +65,7 @@ pub fn words(class: Class) -> Vec<&'static str> {
             TaskWord::Renaming,
             TaskWord::Deleting,
         ],
-        Class::Image => &[TaskWord::Saving, TaskWord::Deleting],
+        Class::Image => &[TaskWord::Saving, TaskWord::Deleting, TaskWord::Importing],
         Class::Task | Class::Flavor => &[],
     };
     let states: Vec<&'static str> = match class {

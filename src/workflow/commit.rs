@@ -15,7 +15,7 @@ use crate::inventory::{Image, Object};
 use crate::model::reason::Reason;
 
 /// How long writers may still be there: the kernel reports a close late.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -30,13 +30,13 @@ pub(super) fn commit(run: &Run) -> Result<Ending, Halt> {
     result
 }
 
-fn verify_and_publish(run: &Run, data: &DraftData) -> Result<Ending, Halt> {
+/// Once nobody writes any more.
+pub(super) fn verify_and_publish(run: &Run, data: &DraftData) -> Result<Ending, Halt> {
     let image = run.image()?;
     let (from, to) = (run.shared.draft_path(run.object), run.shared.image_path(run.object));
     let failed = |error: io::Error| Halt::Failed(of_io(&error));
     if !exists(&from).map_err(failed)? {
-        // An earlier life of the program stored what it had found before it published.
-        if image.record.sha512.is_some() && exists(&to).map_err(failed)? {
+        if is_published(run, &image)? {
             publish(&from, &to, run.shared.settings.guest_group).map_err(failed)?;
             return Ok(active());
         }
@@ -75,6 +75,13 @@ fn verify_and_publish(run: &Run, data: &DraftData) -> Result<Ending, Halt> {
         return Err(halt);
     }
     Ok(active())
+}
+
+/// Whether an earlier life of the program published the data: it stored what it had found before.
+pub(super) fn is_published(run: &Run, image: &Image) -> Result<bool, Halt> {
+    let failed = |error: io::Error| Halt::Failed(of_io(&error));
+    let (from, to) = (run.shared.draft_path(run.object), run.shared.image_path(run.object));
+    Ok(image.record.sha512.is_some() && !exists(&from).map_err(failed)? && exists(&to).map_err(failed)?)
 }
 
 /// Stores what was found, with the step that publishes: afterwards the draft's file is gone.
@@ -117,7 +124,8 @@ fn exists(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn show_progress(run: &Run, percent: u8) {
+/// Shows how far the operation is, in percent.
+pub(super) fn show_progress(run: &Run, percent: u8) {
     let (id, object) = (run.id, run.object);
     let shown = run.shared.parts.ledger.transact(|batch| {
         if let Some(task) = batch.task(id) {

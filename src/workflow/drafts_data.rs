@@ -165,7 +165,7 @@ impl DraftData {
     }
 
     /// The file, made with its directory if it is not there.
-    fn existing_or_new(&self) -> io::Result<Arc<ingest::Draft>> {
+    pub(super) fn existing_or_new(&self) -> io::Result<Arc<ingest::Draft>> {
         if let Some(directory) = self.path.parent() {
             if let Some(images) = directory.parent() {
                 make_passable(images)?;

@@ -20,6 +20,7 @@ use super::request::{Completion, Submission};
 use super::turn::EngineThread;
 use crate::block::BlockBackend;
 use crate::hypervisor::Hypervisor;
+use crate::image::import::Policy;
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::caller::Caller;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub projects: Vec<u32>,
     /// The group that QEMU runs in, which has to read images.
     pub guest_group: Option<u32>,
+    /// What may be imported.
+    pub import: Policy,
     /// How many drafts a user may have.
     pub drafts_per_user: usize,
 }

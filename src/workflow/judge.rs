@@ -321,6 +321,7 @@ impl Judge<'_, '_> {
             | Operation::RebootSoft
             | Operation::RebootHard
             | Operation::CommitImage
+            | Operation::ImportImage
             | Operation::DiscardDraft => Ok(()),
         }
     }
@@ -383,6 +384,7 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
         | Operation::RebootSoft
         | Operation::RebootHard
         | Operation::CommitImage
+        | Operation::ImportImage
         | Operation::DiscardDraft => None,
     }
 }

@@ -12,6 +12,7 @@ pub mod drafts_data;
 pub mod engine;
 pub mod events;
 mod gate;
+mod import;
 mod journal;
 mod judge;
 pub mod ledger;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
-use super::{boot, commit, draft, power, reboot};
+use super::{boot, commit, draft, import, power, reboot};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task};
 use crate::model::Class;
@@ -194,6 +194,7 @@ impl Run {
             Operation::RebootHard => reboot::hard(self),
             Operation::Rename { to, .. } => power::rename(self, to),
             Operation::CommitImage => commit::commit(self),
+            Operation::ImportImage => import::import_image(self),
             Operation::DiscardDraft => draft::discard(self),
         }
     }
@@ -428,6 +429,7 @@ fn file(operation: &Operation) -> &'static str {
         | Operation::Suspend
         | Operation::Resume
         | Operation::CommitImage
+        | Operation::ImportImage
         | Operation::DiscardDraft => "state",
         Operation::RebootSoft | Operation::RebootHard => "reboot",
         Operation::Rename { .. } => "name",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::apply::{self, Words};
+use super::import;
 use super::judge::{Judge, rank};
 use super::ledger::Batch;
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask};
@@ -171,6 +172,15 @@ impl Subject for Image {
         self.record.operation = Some(task.id);
         self.record.last_task = Some(task.id);
         self.task = Some(task);
+    }
+
+    fn can_begin(&self, judge: &Judge<'_, '_>, operation: &Operation) -> Result<(), Reason> {
+        match (operation, &self.record.import_from) {
+            (Operation::ImportImage, Some(source)) => {
+                import::can_begin(source, &judge.shared.settings.import, self.data_bytes)
+            }
+            (_, Some(_) | None) => Ok(()),
+        }
     }
 }
 

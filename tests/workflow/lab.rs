@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
+use instancefs::image::import::Policy;
 use instancefs::inventory::{Image, Instance, Inventory, Object, Task};
 use instancefs::model::Class;
 use instancefs::model::caller::{Caller, NO_PROJECT, Ownership};
@@ -175,6 +176,7 @@ impl World {
             read_only: false,
             projects: vec![2000],
             guest_group: None,
+            import: Policy::new(self.directory.path().join("import")),
             drafts_per_user: 100,
         };
         set(&mut settings);
