@@ -14,9 +14,9 @@ use super::child::Announcer;
 use super::edge::Edge;
 use super::job::{Action, Job};
 use super::queue::{Move, Pending, Step};
-use crate::inventory::{Change, Object};
+use crate::inventory::Change;
 use crate::model::Class;
-use crate::model::caller::Ownership;
+use crate::tree::rights::admission;
 use crate::tree::{Directory, Node, Place, Position};
 
 /// A batch with more moves than this is published at once, without events.
@@ -46,16 +46,6 @@ pub fn invalidate(stale: impl IntoIterator<Item = Stale>, notifier: &Notifier) {
             log::debug!("invalidation of {stale:?}: {error}");
         }
     }
-}
-
-/// What the kernel decides access to the files of an object by, and believes for long.
-fn rights(object: &Object) -> (Ownership, bool) {
-    let is_draft = match object {
-        Object::Instance(instance) => instance.record.draft.is_some(),
-        Object::Image(image) => image.record.draft.is_some(),
-        Object::Task(_) | Object::Flavor(_) => false,
-    };
-    (object.ownership(), is_draft)
 }
 
 /// Publishes changes: the thread between inventory and kernel.
@@ -126,7 +116,7 @@ impl Publisher {
                     edge.versions.forget_object(old.number());
                     edge.pollers.wake_object(old.number());
                 }
-                Change::Object { old: Some(old), new: Some(new) } if rights(old) != rights(new) => {
+                Change::Object { old: Some(old), new: Some(new) } if admission(old) != admission(new) => {
                     edge.rights_changed(new.number());
                 }
                 Change::Object { .. } | Change::Health | Change::Events | Change::Console(_) | Change::Moved(..) => {}

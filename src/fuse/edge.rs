@@ -9,6 +9,7 @@ use fuser::{
     ReplyWrite, Request,
 };
 
+use super::acl;
 use super::caller::Callers;
 use super::handle::{Handle, Handles, Purpose};
 use super::inode;
@@ -19,7 +20,7 @@ use crate::image::extent::{Find, find};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
-use crate::tree::{Attributes, Caching, Content, Data, Directory, Interface, Kind, Node, Place};
+use crate::tree::{Admission, Attributes, Caching, Content, Data, Directory, Interface, Kind, Node, Place};
 
 /// Longest value that a file takes in one write.
 const LONGEST_VALUE: usize = 4096;
@@ -103,13 +104,29 @@ impl Edge {
         self.versions.bump(directory.inode());
     }
 
-    /// All files of an object have another owner, group or mode. The kernel checks those, and believes what it was told
-    /// until it is told otherwise. Only attributes are invalidated, for which it waits for nobody.
+    /// All files of an object have another owner, group, mode or access control list. The kernel checks those, and
+    /// believes what it was told until it is told otherwise. Only attributes are invalidated, for which it waits for nobody.
     pub fn rights_changed(&self, number: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         for inode in inode::object_inodes(number) {
             // Most are none that the kernel knows, which it says.
             let _ = kernel.inval_inode(INodeNo(inode), -1, 0);
+        }
+    }
+
+    /// The access control list of a place; `None` if its mode says it all.
+    pub fn access_list(&self, node: Node) -> Option<Vec<u8>> {
+        let grants = self.interface.grants(node);
+        acl::encode(self.interface.attributes(node).filter(|_| !grants.is_empty())?.mode, &grants)
+    }
+
+    /// Tells the kernel before a request is answered that changed rights: whoever gives an object away or takes a right
+    /// back may rely on it at once. `before` is how it was when the request came.
+    pub fn admitted(&self, node: Node, before: &Admission) {
+        if self.interface.admission(node) != *before
+            && let Some(number) = node.object_number()
+        {
+            self.rights_changed(number);
         }
     }
 
@@ -285,16 +302,12 @@ impl Edge {
         }
         let Ok(count) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let writer = handle.clone();
+        let before = self.interface.admission(handle.node);
         let edge = self.clone();
         let done = Box::new(move |result: Result<(), Reason>| match result {
             Ok(()) => {
                 writer.wrote();
-                // Whoever gives an object away may rely on it at once.
-                if edge.interface.generation(writer.node) != writer.open_file().generation
-                    && let Some(number) = writer.node.object_number()
-                {
-                    edge.rights_changed(number);
-                }
+                edge.admitted(writer.node, &before);
                 reply.written(count);
             }
             Err(reason) => reply.error(errno(&reason)),

@@ -13,13 +13,14 @@ use fuser::{
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::acl;
 use super::edge::{Edge, GENERATION, errno, finish, finish_after, list, open_flags, place};
 use super::handle::Purpose;
 use super::inode;
 use super::pool::read_fully;
 use crate::image::extent::Find;
 use crate::model::reason::Reason;
-use crate::tree::Content;
+use crate::tree::{Content, Node};
 
 /// The session's side of [`Edge`].
 pub struct Frontend {
@@ -37,10 +38,23 @@ macro_rules! answer {
     };
 }
 
+/// `size` 0 asks for the length alone.
+fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(length) if size == 0 => reply.size(length),
+        Ok(length) if length <= size => reply.data(value),
+        Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+    }
+}
+
 impl Filesystem for Frontend {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wished =
             [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO];
+        // Without it the members of shared images are refused by the kernel.
+        if config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+            log::warn!("this kernel has no access control lists for FUSE: members cannot read shared images");
+        }
         for flags in wished {
             if let Err(missing) = config.add_capabilities(flags) {
                 log::debug!("the kernel has no {missing:?}");
@@ -201,7 +215,19 @@ impl Filesystem for Frontend {
         if edge.read_only {
             return reply.error(Errno::EROFS);
         }
-        let done = finish_after(edge, vec![from, to], reply);
+        let moved = match from.object_number() {
+            Some(_) => Some(from),
+            None => edge.interface.lookup(from, name),
+        };
+        let before = moved.map(|node| (node, edge.interface.admission(node)));
+        let tell = edge.clone();
+        let answer = finish_after(edge, vec![from, to], reply);
+        let done = Box::new(move |result: Result<(), Reason>| {
+            if let Some((node, before)) = before {
+                tell.admitted(node, &before);
+            }
+            answer(result);
+        });
         edge.interface.clone().rename((from, name), (to, new_name), edge.caller(request), done);
     }
 
@@ -397,26 +423,44 @@ impl Filesystem for Frontend {
     fn setxattr(
         &self,
         _request: &Request,
-        _inode: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
         _flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let node = answer!(reply, self.edge.node(inode));
+        let is_list = name == acl::ACCESS;
+        let same = is_list && self.edge.access_list(node).as_deref() == Some(value);
+        // Tools give a temporary file the attributes of what it shall replace.
+        if same || (is_list && matches!(node, Node::Scratch(_))) {
+            reply.ok();
+        } else {
+            reply.error(Errno::EOPNOTSUPP);
+        }
     }
 
-    fn getxattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENODATA);
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let node = answer!(reply, self.edge.node(inode));
+        match self.edge.access_list(node).filter(|_| name == acl::ACCESS) {
+            Some(list) => reply_xattr(&list, size, reply),
+            None => reply.error(Errno::ENODATA),
+        }
     }
 
-    fn listxattr(&self, _request: &Request, _inode: INodeNo, size: u32, reply: ReplyXattr) {
-        if size == 0 { reply.size(0) } else { reply.data(&[]) }
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let node = answer!(reply, self.edge.node(inode));
+        match self.edge.access_list(node) {
+            Some(_) => reply_xattr(&[acl::ACCESS.as_bytes(), &[0]].concat(), size, reply),
+            None => reply_xattr(&[], size, reply),
+        }
     }
 
-    fn removexattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENODATA);
+    fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let node = answer!(reply, self.edge.node(inode));
+        let is_there = name == acl::ACCESS && self.edge.access_list(node).is_some();
+        reply.error(if is_there { Errno::EOPNOTSUPP } else { Errno::ENODATA });
     }
 
     fn ioctl(

@@ -2,6 +2,7 @@
 //!
 //! - [`Mount`] starts and ends it.
 //! - `filesystem` translates requests, with what `edge` holds; `handle` holds open files, `inode` says what the kernel may believe.
+//! - `acl` writes the access control lists that the kernel decides by.
 //! - `announce` takes the inventory's changes to the kernel: it invalidates, queues announcements (`queue`), and wakes
 //!   whoever polls (`watch`).
 //! - `child` keeps the [`announcer`] process alive, which repeats changes as file operations through the mount (`job`).
@@ -9,6 +10,7 @@
 //! No thread of this process ever touches the mount: one that waits for an answer of its own process makes the process
 //! unkillable.
 
+mod acl;
 mod announce;
 pub mod announcer;
 mod caller;

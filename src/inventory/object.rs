@@ -74,15 +74,21 @@ pub struct Image {
 impl Image {
     /// The state.
     pub fn state(&self) -> image::State {
-        if self.record.draft.is_some() { image::State::Draft } else { image::State::Active }
+        match (&self.record.draft, self.record.deactivated) {
+            (Some(_), _) => image::State::Draft,
+            (None, true) => image::State::Deactivated,
+            (None, false) => image::State::Active,
+        }
     }
 
     /// What a judge needs to know when `caller` asks.
-    pub fn situation(&self, caller: &Caller) -> image::Situation<'_> {
+    pub fn situation<'a>(&'a self, caller: &'a Caller) -> image::Situation<'a> {
         image::Situation {
+            caller,
             role: caller.role(&self.record.ownership),
             state: self.state(),
             task: self.task.as_ref().map(|task| &task.operation),
+            delete_protection: self.record.delete_protection,
         }
     }
 }

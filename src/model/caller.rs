@@ -29,6 +29,11 @@ impl Caller {
         self.gid == gid || self.groups.contains(&gid)
     }
 
+    /// Whether he administers the tree, see [`Role::is_administrator`].
+    pub fn is_administrator(&self) -> bool {
+        self.uid == 0 || self.is_mounter
+    }
+
     /// What he is to an object.
     pub fn role(&self, ownership: &Ownership) -> Role {
         if self.uid == 0 {

@@ -8,6 +8,7 @@ use super::instance::{self, Situation, State, Verdict, Word};
 use super::protection::{Action, Level};
 use super::reason::Reason;
 use super::record::{ImageRecord, InstanceRecord};
+use super::sharing::{self, Status, Visibility};
 use super::task::Operation;
 
 /// One attribute of an instance, and the value that it is to have.
@@ -83,6 +84,25 @@ pub enum ImageChange {
     State(image::Word),
     /// `disk_format`.
     DiskFormat(Format),
+    /// `visibility`.
+    Visibility(Visibility),
+    /// `share`, a group id.
+    Share(u32),
+    /// `unshare`, a group id.
+    Unshare(u32),
+    /// `members/<project>`.
+    Member {
+        /// A group id.
+        project: u32,
+        /// What it says.
+        status: Status,
+    },
+    /// `delete_protection`.
+    DeleteProtection(bool),
+    /// `min_disk_bytes`.
+    MinDiskBytes(u64),
+    /// `min_memory_bytes`.
+    MinMemoryBytes(u64),
     /// `owner`, a user id.
     Owner(u32),
     /// `project`, a group id.
@@ -201,21 +221,33 @@ pub fn judge_image(
     record: &ImageRecord,
     change: &ImageChange,
 ) -> Result<Effect, Reason> {
-    image::access(situation)?;
+    // A member has no business in the other files.
+    if !matches!(change, ImageChange::Member { .. }) {
+        image::access(situation)?;
+    }
     let (already, root_only) = match change {
+        ImageChange::Member { project, status } => {
+            return sharing::judge_status(situation, record, *project, *status);
+        }
+        ImageChange::Visibility(wanted) => return sharing::judge_visibility(situation, record, *wanted),
+        ImageChange::Share(project) => return sharing::judge_share(record, *project),
+        ImageChange::Unshare(project) => return Ok(sharing::judge_unshare(record, *project)),
         ImageChange::State(word) => {
-            return image::decide(situation, *word).map(|verdict| match Effect::from(verdict) {
+            return image::decide(situation, *word).map(|effect| match effect {
                 Effect::Start(Operation::CommitImage) if record.import_from.is_some() => {
                     Effect::Start(Operation::ImportImage)
                 }
                 effect => effect,
             });
         }
+        ImageChange::DeleteProtection(value) => return Ok(effect(*value == record.delete_protection)),
         ImageChange::DiskFormat(format) => return in_draft(situation, record.disk_format == Some(*format)),
         ImageChange::ImportFrom(source) => return in_draft(situation, record.import_from == *source),
         ImageChange::Name(name) => (*name == record.name, false),
         ImageChange::Metadata(key, text) => return Ok(effect(record.metadata.get(key) == text.as_ref())),
         ImageChange::Description(text) => return Ok(effect(*text == record.description)),
+        ImageChange::MinDiskBytes(bytes) => (*bytes == record.min_disk_bytes, false),
+        ImageChange::MinMemoryBytes(bytes) => (*bytes == record.min_memory_bytes, false),
         ImageChange::Owner(uid) => (*uid == record.ownership.owner, true),
         ImageChange::Project(gid) => (*gid == record.ownership.project, true),
     };

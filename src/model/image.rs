@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::Class;
-use super::caller::Role;
+use super::caller::{Caller, Role};
+use super::change::Effect;
+use super::protection::check_deletion;
 use super::reason::Reason;
 use super::task::Operation;
 
@@ -83,47 +85,50 @@ impl Word {
 
     /// Reads a word.
     pub fn parse(text: &str) -> Result<Word, Reason> {
-        State::ALL
-            .into_iter()
-            .map(Word::State)
-            .chain([Word::Deleted])
-            .find(|word| word.word() == text)
-            .ok_or_else(|| Reason::Malformed(format!("{text:?} is no state of an image; write active or deleted")))
+        State::ALL.into_iter().map(Word::State).chain([Word::Deleted]).find(|word| word.word() == text).ok_or_else(
+            || Reason::Malformed(format!("{text:?} is no state of an image; write active, deactivated or deleted")),
+        )
     }
 }
 
 /// Everything that a judgement needs to know of an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
+    /// Who asks.
+    pub caller: &'a Caller,
     /// What the caller is to it.
     pub role: Role,
     /// What it is in.
     pub state: State,
     /// What runs on it.
     pub task: Option<&'a Operation>,
+    /// Whether it refuses every kind of deletion.
+    pub delete_protection: bool,
 }
 
 /// Judges a word written to an image's `state`.
-pub fn decide(situation: &Situation<'_>, word: Word) -> Result<super::instance::Verdict, Reason> {
-    use super::instance::{Verdict, idle};
+pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Effect, Reason> {
     access(situation)?;
     match situation.task.and_then(Operation::target) {
-        Some(target) if target == word.word() => return Ok(Verdict::Join),
+        Some(target) if target == word.word() => return Ok(Effect::Join),
         Some(_) => {}
-        None if word == Word::State(situation.state) => return Ok(Verdict::AlreadyTrue),
+        None if word == Word::State(situation.state) => return Ok(Effect::AlreadyTrue),
         None => {}
     }
     match word {
         Word::State(State::Draft | State::Error) => {
             return Err(Reason::Malformed(format!("{} cannot be asked for; it happens", word.word())));
         }
-        Word::Deleted if situation.state != State::Draft => return Err(Reason::NotInBin),
-        Word::State(State::Deactivated) => return Err(Reason::NotBuilt { what: "deactivating images" }),
-        Word::State(State::SoftDeleted) => return Err(Reason::NotBuilt { what: "the bin" }),
-        Word::State(State::Active) | Word::Deleted => {}
+        Word::Deleted | Word::State(State::SoftDeleted) => check_deletion(situation.delete_protection)?,
+        Word::State(State::Active | State::Deactivated) => {}
     }
-    idle(situation.task)?;
-    transition(situation.state, word).map(Verdict::Start).ok_or_else(|| Reason::State {
+    match word {
+        Word::Deleted if situation.state != State::Draft => return Err(Reason::NotInBin),
+        Word::State(State::SoftDeleted) => return Err(Reason::NotBuilt { what: "the bin" }),
+        Word::State(State::Draft | State::Active | State::Deactivated | State::Error) | Word::Deleted => {}
+    }
+    super::instance::idle(situation.task)?;
+    transition(situation.state, word).ok_or_else(|| Reason::State {
         state: situation.state.word(),
         word: word.word(),
         available: available(situation).join(" "),
@@ -132,14 +137,14 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<super::instance::
 
 /// The words that [`decide`] would allow now.
 pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
-    Word::REQUESTS
-        .into_iter()
-        .filter(|word| situation.task.is_none() && transition(situation.state, *word).is_some())
-        .map(Word::word)
-        .collect()
+    let is_allowed = |word: &Word| {
+        let is_open = *word != Word::Deleted || check_deletion(situation.delete_protection).is_ok();
+        is_open && situation.task.is_none() && transition(situation.state, *word).is_some()
+    };
+    Word::REQUESTS.into_iter().filter(is_allowed).map(Word::word).collect()
 }
 
-/// Who is neither owner, member nor root has no business here.
+/// Who is neither owner, member of the project nor root has no business here.
 pub fn access(situation: &Situation<'_>) -> Result<(), Reason> {
     match situation.role {
         Role::Root | Role::Mounter | Role::Owner | Role::Member => Ok(()),
@@ -147,14 +152,19 @@ pub fn access(situation: &Situation<'_>) -> Result<(), Reason> {
     }
 }
 
-/// What a word does from a state; `None` where the state does not allow it.
-pub fn transition(state: State, word: Word) -> Option<Operation> {
+/// What a word does from a state; `None` where the state does not allow it. Taking an image out of use and back is a
+/// record: guests that run on it go on.
+pub fn transition(state: State, word: Word) -> Option<Effect> {
     match (state, word) {
-        (State::Draft, Word::State(State::Active)) => Some(Operation::CommitImage),
-        (State::Draft, Word::Deleted) => Some(Operation::DiscardDraft),
-        (State::Draft, Word::State(State::Draft | State::Deactivated | State::Error | State::SoftDeleted))
-        | (State::Active | State::Deactivated | State::Error | State::SoftDeleted, Word::State(_) | Word::Deleted) => {
-            None
+        (State::Draft, Word::State(State::Active)) => Some(Effect::Start(Operation::CommitImage)),
+        (State::Draft, Word::Deleted) => Some(Effect::Start(Operation::DiscardDraft)),
+        (State::Active, Word::State(State::Deactivated)) | (State::Deactivated, Word::State(State::Active)) => {
+            Some(Effect::Record)
         }
+        (State::Draft, Word::State(State::Draft | State::Deactivated | State::Error | State::SoftDeleted))
+        | (State::Active, Word::State(State::Draft | State::Active | State::Error | State::SoftDeleted))
+        | (State::Deactivated, Word::State(State::Draft | State::Deactivated | State::Error | State::SoftDeleted))
+        | (State::Active | State::Deactivated, Word::Deleted)
+        | (State::Error | State::SoftDeleted, Word::State(_) | Word::Deleted) => None,
     }
 }

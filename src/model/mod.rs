@@ -14,6 +14,7 @@ pub mod keys;
 pub mod protection;
 pub mod reason;
 pub mod record;
+pub mod sharing;
 pub mod task;
 
 use serde::{Deserialize, Serialize};

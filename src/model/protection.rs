@@ -50,6 +50,11 @@ pub enum Action {
     Lock,
 }
 
+/// The same question of an image, which has no lock: whether it may be deleted in any way, by anybody.
+pub fn check_deletion(delete_protection: bool) -> Result<(), Reason> {
+    if delete_protection { Err(Reason::DeleteProtected) } else { Ok(()) }
+}
+
 impl Protection {
     /// The one judge: whether protection lets the action happen. Root is bound like everybody.
     pub fn check(&self, action: Action, role: Role) -> Result<(), Reason> {

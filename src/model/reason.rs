@@ -36,6 +36,28 @@ pub enum Reason {
     AdminLock(Lock),
     /// Protected by `disable_terminate`.
     TerminateDisabled,
+    /// Protected by `delete_protection`.
+    DeleteProtected,
+    /// Only the member itself may say this.
+    MemberOnly,
+    /// Only a shared image has members.
+    NotShared {
+        /// What it is.
+        visibility: &'static str,
+    },
+    /// An image demands more than an instance has.
+    TooSmall {
+        /// The instance's file.
+        file: &'static str,
+        /// What it has, in bytes.
+        present: u64,
+        /// The image's file.
+        demand: &'static str,
+        /// What it demands, in bytes.
+        least: u64,
+    },
+    /// The image was taken out of use.
+    Deactivated,
     /// Deleting for good is possible in the bin only.
     NotInBin,
     /// Refused by another rule of the tree; the sentence says which.
@@ -121,17 +143,24 @@ impl Reason {
         match self {
             Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute => 0,
             Reason::Malformed(_) | Reason::OutOfRange { .. } | Reason::NotFound(_) | Reason::TooLarge => 1,
-            Reason::RootOnly => 2,
+            Reason::RootOnly | Reason::MemberOnly => 2,
             Reason::Locked(_)
             | Reason::AdminLock(_)
             | Reason::TerminateDisabled
+            | Reason::DeleteProtected
             | Reason::NotInBin
             | Reason::Policy(_)
             | Reason::ReadOnlyMount => 3,
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => 4,
             Reason::Unreachable(_) => 5,
             Reason::Busy { .. } | Reason::DataOpen => 6,
-            Reason::State { .. } | Reason::DraftOnly | Reason::StoppedOnly | Reason::Image(_) => 7,
+            Reason::State { .. }
+            | Reason::DraftOnly
+            | Reason::StoppedOnly
+            | Reason::NotShared { .. }
+            | Reason::Deactivated
+            | Reason::TooSmall { .. }
+            | Reason::Image(_) => 7,
             Reason::NameTaken(_)
             | Reason::Exists
             | Reason::NotEmpty
@@ -155,12 +184,16 @@ impl Reason {
             | Reason::State { .. }
             | Reason::DraftOnly
             | Reason::StoppedOnly
+            | Reason::NotShared { .. }
+            | Reason::Deactivated
             | Reason::Image(_) => libc::EINVAL,
-            Reason::OutOfRange { .. } => libc::ERANGE,
+            Reason::OutOfRange { .. } | Reason::TooSmall { .. } => libc::ERANGE,
             Reason::RootOnly
             | Reason::Locked(_)
             | Reason::AdminLock(_)
             | Reason::TerminateDisabled
+            | Reason::DeleteProtected
+            | Reason::MemberOnly
             | Reason::NotInBin
             | Reason::Policy(_) => libc::EPERM,
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => libc::EOPNOTSUPP,
@@ -246,6 +279,22 @@ impl fmt::Display for Reason {
             }
             Reason::TerminateDisabled => {
                 write!(f, "disable_terminate is 1, which refuses every kind of deletion; write 0 to it first")
+            }
+            Reason::DeleteProtected => {
+                write!(f, "delete_protection is 1, which refuses every kind of deletion; write 0 to it first")
+            }
+            Reason::MemberOnly => write!(f, "only the project that this file is named after may write it"),
+            Reason::NotShared { visibility } => {
+                write!(
+                    f,
+                    "the image is {visibility}, and only a shared one has members; write shared to visibility first"
+                )
+            }
+            Reason::TooSmall { file, present, demand, least } => {
+                write!(f, "{file} is {present}, but {demand} of the image is {least}; write at least that to {file}")
+            }
+            Reason::Deactivated => {
+                write!(f, "its image is deactivated; write active to the image's state first, or another image")
             }
             Reason::NotInBin => {
                 write!(f, "only what is in the bin can be deleted for good; write soft_deleted to state first")

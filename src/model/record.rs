@@ -8,6 +8,7 @@ use super::domain::{Definition, Domain};
 use super::image::Format;
 use super::keys::Keys;
 use super::protection::Protection;
+use super::sharing::Sharing;
 
 /// A disk that instancefs made. A disk without such a record is never deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +191,21 @@ pub struct ImageRecord {
     pub virtual_size_bytes: u64,
     /// Lower-case hexadecimal, once active.
     pub sha512: Option<String>,
+    /// Who may read it.
+    #[serde(default)]
+    pub sharing: Sharing,
+    /// Refuses every kind of deletion.
+    #[serde(default)]
+    pub delete_protection: bool,
+    /// Taken out of use after it was active.
+    #[serde(default)]
+    pub deactivated: bool,
+    /// Bytes that a root disk made from it must have at least; 0 for no demand.
+    #[serde(default)]
+    pub min_disk_bytes: u64,
+    /// Bytes of memory that a guest made from it must have at least; 0 for no demand.
+    #[serde(default)]
+    pub min_memory_bytes: u64,
     /// The operation that owns it.
     pub operation: Option<Uuid>,
     /// The latest operation.
@@ -219,6 +235,11 @@ impl ImageRecord {
             size_bytes: 0,
             virtual_size_bytes: 0,
             sha512: None,
+            sharing: Sharing::default(),
+            delete_protection: false,
+            deactivated: false,
+            min_disk_bytes: 0,
+            min_memory_bytes: 0,
             operation: None,
             last_task: None,
             errors: ErrorHistory::default(),

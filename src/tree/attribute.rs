@@ -46,6 +46,8 @@ pub struct KeyFile {
     pub name: String,
     /// Its value, without the newline.
     pub value: String,
+    /// The group that writes it, besides those who may write everything in the directory.
+    pub writer: Option<u32>,
 }
 
 /// Where a file's content comes from.

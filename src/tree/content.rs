@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::attribute::{Read, Row};
 use super::interface::Tree;
 use super::node::{Directory, Node};
+use super::rights::{self, Grant, Rights};
 use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task};
 use crate::inventory::Object;
 use crate::model::Class;
-use crate::model::caller::Ownership;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::DraftData;
 
@@ -26,24 +26,17 @@ pub(super) struct Rendered {
 
 impl Tree {
     pub(super) fn object_attributes(&self, node: Node, object: &Object) -> Option<Attributes> {
-        let Ownership { owner, mut project, .. } = object.ownership();
-        // The kernel cannot tell who may read one that is not public; see [`Interface::may_open`].
-        if matches!(object, Object::Flavor(_)) {
-            project = self.settings.access_group;
-        }
-        let plain = |kind, mode, size, caching| Attributes {
-            kind,
-            mode,
-            uid: owner,
-            gid: project,
-            size,
-            allocated: None,
-            caching,
-            time: created_at(object),
+        let with = |rights: Rights, kind, size, caching| {
+            let Rights { uid, gid, mode } = rights;
+            Attributes { kind, mode, uid, gid, size, allocated: None, caching, time: created_at(object) }
         };
+        let group = self.settings.access_group;
+        let plain = |kind, mode, size, caching| with(rights::rights(object, mode, group), kind, size, caching);
         match node {
-            Node::Object(Class::Flavor, _) => Some(plain(Kind::Directory, 0o750, 0, Caching::Attributes)),
-            Node::Object(..) => Some(plain(Kind::Directory, 0o770, 0, Caching::Attributes)),
+            Node::Object(Class::Flavor, _) => {
+                Some(plain(Kind::Directory, rights::FLAVOR_DIRECTORY, 0, Caching::Attributes))
+            }
+            Node::Object(..) => Some(plain(Kind::Directory, rights::DIRECTORY, 0, Caching::Attributes)),
             Node::NameLink(..) | Node::StateLink(..) => {
                 let size = self.target(node)?.len() as u64;
                 Some(plain(Kind::Symlink, 0o777, size, Caching::Attributes))
@@ -57,14 +50,16 @@ impl Tree {
                 Object::Image(image) => {
                     let row = find(image::ROWS, id)?;
                     let size = self.row_size(row, image.as_ref(), object)?;
-                    let attributes = plain(row_kind(row), row.mode, size, Caching::Attributes);
+                    let mode = rights::image_row(row, image);
+                    let rights = mode.map_or(rights::ROOT_ALONE, |mode| rights::rights(object, mode, group));
+                    let attributes = with(rights, row_kind(row), size, Caching::Attributes);
                     if !matches!(row.read, Read::Data) {
                         return Some(attributes);
                     }
                     let allocated = Some(self.data_allocated(object));
                     Some(match image.record.draft {
                         Some(_) => Attributes { allocated, ..attributes },
-                        None => Attributes { mode: 0o440, allocated, caching: Caching::Everything, ..attributes },
+                        None => Attributes { allocated, caching: Caching::Everything, ..attributes },
                     })
                 }
                 Object::Flavor(flavor) => {
@@ -78,13 +73,32 @@ impl Tree {
                     Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
                 }
             },
-            Node::Key(_, _, row, serial) => {
+            Node::Key(class, _, row, serial) => {
                 let key = directory::key(object, row, serial)?;
                 // They come and go: the kernel asks again each time.
-                Some(plain(Kind::File, 0o660, key.value.len() as u64 + 1, Caching::Nothing))
+                Some(plain(Kind::File, directory::key_mode(class, row), key.value.len() as u64 + 1, Caching::Nothing))
             }
             Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
         }
+    }
+
+    /// What single groups may in a place of an object.
+    pub(super) fn object_grants(&self, node: Node, object: &Object) -> Vec<Grant> {
+        let (mode, writer) = match (node, object) {
+            (Node::Object(..), _) => (Some(rights::DIRECTORY), None),
+            (Node::Attribute(_, _, id), Object::Image(image)) => {
+                (find(image::ROWS, id).and_then(|row| rights::image_row(row, image)), None)
+            }
+            (Node::Key(class, _, row, serial), Object::Image(_)) => {
+                let key = directory::key(object, row, serial);
+                (Some(directory::key_mode(class, row)), key.and_then(|key| key.writer))
+            }
+            (Node::Attribute(..) | Node::Key(..), Object::Instance(_) | Object::Task(_) | Object::Flavor(_))
+            | (Node::NameLink(..) | Node::StateLink(..) | Node::Directory(_) | Node::File(..) | Node::Scratch(_), _) => {
+                (None, None)
+            }
+        };
+        mode.map(|mode| rights::grants(object, mode, writer)).unwrap_or_default()
     }
 
     /// The size of a row's file; `None` if the file does not exist.

@@ -15,6 +15,8 @@ pub(super) struct Head {
     pub(super) id: u8,
     /// The row's name.
     pub(super) name: &'static str,
+    /// The row's permission bits.
+    pub(super) mode: u16,
     /// Nobody may write it.
     pub(super) is_read_only: bool,
 }
@@ -22,7 +24,12 @@ pub(super) struct Head {
 /// Of every row of a class.
 pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
     fn heads<O, C>(rows: &'static [Row<O, C>]) -> Box<dyn Iterator<Item = Head>> {
-        Box::new(rows.iter().map(|row| Head { id: row.id, name: row.name, is_read_only: row.is_read_only() }))
+        Box::new(rows.iter().map(|row| Head {
+            id: row.id,
+            name: row.name,
+            mode: row.mode,
+            is_read_only: row.is_read_only(),
+        }))
     }
     match class {
         Class::Instance => heads(instance::ROWS),
@@ -62,12 +69,18 @@ pub(super) fn key(object: &Object, row: u8, serial: u32) -> Option<KeyFile> {
     keys(object, row).into_iter().find(|key| key.serial == serial)
 }
 
+/// The own mode of the files in such a directory.
+pub(super) fn key_mode(class: Class, row: u8) -> u16 {
+    rows(class).find(|head| head.id == row).map_or(0, |head| head.mode & 0o666)
+}
+
 /// The files of `metadata/`.
 pub(super) fn metadata(keys: &Keys<String>) -> Vec<KeyFile> {
     let file = |(key, entry): (&str, &crate::model::keys::Entry<String>)| KeyFile {
         serial: entry.serial,
         name: super::value::escape(key),
         value: entry.value.clone(),
+        writer: None,
     };
     keys.iter().map(file).collect()
 }

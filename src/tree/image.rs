@@ -5,12 +5,13 @@ use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
 use super::errors;
 use super::reference::Resolver;
-use super::value::{filled, malformed, metadata_key, name};
+use super::value::{boolean, escape, filled, malformed, metadata_key, name, number as number_of, unescape};
 use crate::inventory::Image;
 use crate::model::caller::Caller;
 use crate::model::change::ImageChange;
 use crate::model::image::{Format, Word, available};
 use crate::model::reason::Reason;
+use crate::model::sharing::{Status, Visibility};
 
 /// The rows; ids are fixed for ever.
 pub type ImageRow = Row<Image, ImageChange>;
@@ -29,6 +30,11 @@ const fn read_only(mut row: ImageRow, read: fn(&Image) -> String) -> ImageRow {
 
 const fn writable(mut row: ImageRow, read: fn(&Image) -> String, write: Parse) -> ImageRow {
     row.read = Read::Value(read);
+    row.write = Write::Change(write);
+    row
+}
+
+const fn verb(mut row: ImageRow, write: Parse) -> ImageRow {
     row.write = Write::Change(write);
     row
 }
@@ -68,8 +74,9 @@ pub static ROWS: &[ImageRow] = &[
             "state",
             0o660,
             Type::Word,
-            "draft or active. Writing active to a draft verifies and publishes it; a refused draft stays a draft. \
-             Writing deleted discards a draft.",
+            "draft, active or deactivated. Writing active to a draft verifies and publishes it; a refused draft stays a \
+             draft. Writing deactivated takes an active one out of use: only root reads its data, and nothing new boots \
+             from it; guests that run on it go on. Writing deleted discards a draft.",
         ),
         |image| image.state().word().to_owned(),
         |value, _| Word::parse(filled(value)?).map(ImageChange::State),
@@ -168,7 +175,95 @@ pub static ROWS: &[ImageRow] = &[
         |image| metadata(&image.record.metadata),
         |key, value, _| metadata_key(key).map(|key| ImageChange::Metadata(key, Some(value.to_owned()))),
     ),
+    writable(
+        row(
+            21,
+            "visibility",
+            0o660,
+            Type::Word,
+            "Who may read the image besides owner and project: private, nobody; shared, its members; public, everybody \
+             in the access group (root alone writes that). A draft is read by nobody else.",
+        ),
+        |image| image.record.sharing.visibility.word().to_owned(),
+        |value, _| Visibility::parse(filled(value)?).map(ImageChange::Visibility),
+    ),
+    verb(
+        row(
+            22,
+            "share",
+            0o220,
+            Type::Group,
+            "A project that is to be a member of a shared image, by name or number; 128 at most.",
+        ),
+        |value, _| group(value).map(ImageChange::Share),
+    ),
+    verb(
+        row(23, "unshare", 0o220, Type::Group, "A project that is to be a member no more; its next open is refused."),
+        |value, _| group(value).map(ImageChange::Unshare),
+    ),
+    directory(
+        row(
+            24,
+            "members",
+            0o770,
+            Type::Directory,
+            "The projects that a shared image is shared with, one file each: pending, accepted or rejected, which the \
+             member alone writes. It gives and takes no right: a member reads the image whatever it says here.",
+        ),
+        members,
+        |file_name, value, _| {
+            let project = unescape(file_name).ok_or_else(|| malformed("this is no project"))?;
+            Ok(ImageChange::Member { project: group(&project)?, status: Status::parse(filled(value)?)? })
+        },
+    ),
+    writable(
+        row(
+            25,
+            "delete_protection",
+            0o660,
+            Type::Boolean,
+            "1 refuses every kind of deletion, for everybody. It stops no other change.",
+        ),
+        |image| u8::from(image.record.delete_protection).to_string(),
+        |value, _| boolean(filled(value)?).map(ImageChange::DeleteProtection),
+    ),
+    writable(
+        row(
+            26,
+            "min_disk_bytes",
+            0o660,
+            Type::Number("bytes"),
+            "What the root disk of a guest made from it must have at least; 0 for no demand.",
+        ),
+        |image| image.record.min_disk_bytes.to_string(),
+        |value, _| number_of(filled(value)?, 0, LARGEST, "bytes").map(ImageChange::MinDiskBytes),
+    ),
+    writable(
+        row(
+            27,
+            "min_memory_bytes",
+            0o660,
+            Type::Number("bytes"),
+            "What the memory of a guest made from it must have at least; 0 for no demand.",
+        ),
+        |image| image.record.min_memory_bytes.to_string(),
+        |value, _| number_of(filled(value)?, 0, LARGEST, "bytes").map(ImageChange::MinMemoryBytes),
+    ),
 ];
+
+/// The files of `members/`.
+fn members(image: &Image) -> Vec<KeyFile> {
+    let file = |(project, serial, status): (u32, u32, Status)| KeyFile {
+        serial,
+        name: escape(&group_name(project)),
+        value: status.word().to_owned(),
+        writer: Some(project),
+    };
+    image.record.sharing.members.iter().map(file).collect()
+}
+
+/// The largest demand: what a disk can have.
+const LARGEST: u64 = i64::MAX as u64;
 
 fn number(image: &Image, bytes: u64) -> String {
     if image.record.draft.is_some() { String::new() } else { bytes.to_string() }

@@ -17,8 +17,8 @@ use super::root;
 use super::scratch::{self, Scratch};
 use super::stat::private;
 use super::{
-    Attributes, CallerOf, Content, Data, Interface, NodeCompletion, OpenFile, Touched, directory, fixed, flavor, image,
-    instance, task, view, write,
+    Admission, Attributes, CallerOf, Content, Data, Grant, Interface, NodeCompletion, OpenFile, Touched, directory,
+    fixed, flavor, image, instance, rights, task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
@@ -218,6 +218,24 @@ impl Interface for Tree {
         }
     }
 
+    fn grants(&self, node: Node) -> Vec<Grant> {
+        if !self.settings.privilege.is_root() {
+            return Vec::new();
+        }
+        match node {
+            // What a tool makes there is its own.
+            Node::Scratch(_) => Vec::new(),
+            Node::Object(..) | Node::Attribute(..) | Node::Key(..) => {
+                self.object(node).map(|object| self.object_grants(node, &object)).unwrap_or_default()
+            }
+            Node::Directory(_) | Node::File(..) | Node::NameLink(..) | Node::StateLink(..) => Vec::new(),
+        }
+    }
+
+    fn admission(&self, node: Node) -> Admission {
+        self.object(node).map(|object| rights::admission(&object)).unwrap_or_default()
+    }
+
     fn generation(&self, node: Node) -> u32 {
         self.object(node).map_or(0, |object| object.ownership().generation)
     }
@@ -226,6 +244,11 @@ impl Interface for Tree {
         match self.object(node) {
             Some(Object::Flavor(flavor)) => {
                 flavor.record.is_public || crate::model::flavor::may_read(&flavor.record, &caller())
+            }
+            // By the mode the kernel knows it too, but not that what it believed before has changed.
+            Some(Object::Image(image)) if image.record.deactivated => {
+                let row = node.row().and_then(|row| find(image::ROWS, row));
+                row.is_none_or(|row| rights::image_row(row, &image).is_some()) || caller().is_administrator()
             }
             Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => true,
         }

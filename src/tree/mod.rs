@@ -18,6 +18,7 @@ pub mod names;
 pub mod node;
 pub mod reference;
 mod rename;
+pub mod rights;
 pub mod root;
 mod scratch;
 mod spec;
@@ -40,6 +41,7 @@ use crate::workflow::request::Completion;
 pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
 pub use node::{Directory, Node, object_number};
+pub use rights::{Admission, Grant};
 
 /// What `stat` says of a place, but for times and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +136,10 @@ pub trait Interface: Send + Sync {
     fn target(&self, node: Node) -> Option<String>;
     /// What reading gives now. `uid` matters for `/last_error` only.
     fn content(&self, node: Node, uid: u32) -> Result<Content, Reason>;
+    /// What single groups may beyond the mode of [`Interface::attributes`].
+    fn grants(&self, node: Node) -> Vec<Grant>;
+    /// What the rights to all places of the same object follow from.
+    fn admission(&self, node: Node) -> Admission;
     /// The owner's generation, for [`OpenFile::generation`].
     fn generation(&self, node: Node) -> u32;
     /// Whether the caller may open a file as far as the kernel cannot tell: it knows one group a file.

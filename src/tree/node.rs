@@ -135,6 +135,19 @@ pub fn object_number(inode: u64) -> Option<u64> {
 /// Inode numbers: object number and row, so that they are stable across restarts without bookkeeping. Numbers below 16
 /// are the fixed part: 0 the directories, 1 the files of the root, 2 those of `summary`, from 8 on `by-state`'s words.
 impl Node {
+    /// The row of the file that it is, or that it lies in.
+    pub fn row(self) -> Option<u8> {
+        match self {
+            Node::Attribute(_, _, row) | Node::Key(_, _, row, _) => Some(row),
+            Node::Directory(_)
+            | Node::File(..)
+            | Node::Object(..)
+            | Node::NameLink(..)
+            | Node::StateLink(..)
+            | Node::Scratch(_) => None,
+        }
+    }
+
     /// The number of the object that it belongs to.
     pub fn object_number(self) -> Option<u64> {
         match self {

@@ -11,6 +11,7 @@ use crate::model::caller::{Caller, Role};
 use crate::model::change::{FlavorChoice, Sizes};
 use crate::model::flavor;
 use crate::model::reason::Reason;
+use crate::model::sharing;
 
 /// Finds objects for one caller, with his rights.
 pub struct Resolver<'a> {
@@ -110,9 +111,11 @@ impl Resolver<'_> {
     }
 
     fn may_read(&self, object: &Object) -> bool {
-        match self.caller.role(&object.ownership()) {
-            Role::Root | Role::Mounter | Role::Owner | Role::Member => true,
-            Role::Stranger => false,
+        match object {
+            Object::Image(image) => sharing::may_read(&image.record, self.caller),
+            Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => {
+                self.caller.role(&object.ownership()) != Role::Stranger
+            }
         }
     }
 

@@ -66,6 +66,23 @@ fn row_id(file: OpenFile) -> Option<u8> {
     }
 }
 
+/// Whether this one file is the caller's to write although the object is not his.
+fn is_writer(object: &Object, file: OpenFile, caller: &Caller) -> bool {
+    match file.node {
+        super::Node::Key(_, _, row, serial) => {
+            let key = directory::key(object, row, serial);
+            key.and_then(|key| key.writer).is_some_and(|group| caller.in_group(group))
+        }
+        super::Node::Attribute(..)
+        | super::Node::Directory(_)
+        | super::Node::File(..)
+        | super::Node::Object(..)
+        | super::Node::NameLink(..)
+        | super::Node::StateLink(..)
+        | super::Node::Scratch(_) => false,
+    }
+}
+
 fn nothing() -> Refusal {
     ("write", Reason::ReadOnlyAttribute)
 }
@@ -81,7 +98,7 @@ fn change<O, C>(
     let refused = |reason| (row.name, reason);
     // A flavor's readers are no strangers to it: they are told that it is root's to change.
     let is_stranger = caller.role(&object.ownership()) == Role::Stranger;
-    if is_stranger && !matches!(object, Object::Flavor(_)) {
+    if is_stranger && !matches!(object, Object::Flavor(_)) && !is_writer(object, file, caller) {
         return Err(refused(Reason::NotYours { class: object.class() }));
     }
     if file.generation != object.ownership().generation {

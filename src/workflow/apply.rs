@@ -8,10 +8,12 @@ use crate::inventory::{Flavor, Image, Instance};
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::{self, FlavorChange, State, Word};
+use crate::model::image;
 use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
 use crate::model::record::Draft;
+use crate::model::sharing::Status;
 
 /// What changed, in words.
 pub(super) struct Words {
@@ -82,6 +84,18 @@ pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
             record.import_from.as_deref().unwrap_or_default(),
             source.as_deref().unwrap_or_default(),
         ),
+        ImageChange::Visibility(wanted) => words("visibility", record.sharing.visibility.word(), wanted.word()),
+        ImageChange::Share(project) => words("share", "", project),
+        ImageChange::Unshare(project) => words("unshare", project, ""),
+        ImageChange::Member { project, status } => {
+            let present = record.sharing.members.get(*project).map_or("", Status::word);
+            words(format!("members/{project}"), present, status.word())
+        }
+        ImageChange::DeleteProtection(value) => {
+            words("delete_protection", u8::from(record.delete_protection), u8::from(*value))
+        }
+        ImageChange::MinDiskBytes(bytes) => words("min_disk_bytes", record.min_disk_bytes, bytes),
+        ImageChange::MinMemoryBytes(bytes) => words("min_memory_bytes", record.min_memory_bytes, bytes),
     }
 }
 
@@ -229,8 +243,17 @@ pub(super) fn record_image(image: &mut Image, change: &ImageChange) -> Result<()
         ImageChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
         ImageChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
         ImageChange::ImportFrom(source) => record.import_from.clone_from(source),
-        // An operation.
-        ImageChange::State(_) => {}
+        ImageChange::Visibility(wanted) => record.sharing.visibility = *wanted,
+        ImageChange::Share(project) => {
+            record.sharing.members.set(*project, Status::Pending)?;
+        }
+        ImageChange::Unshare(project) => record.sharing.members.remove(*project),
+        ImageChange::Member { project, status } => record.sharing.members.set(*project, *status)?,
+        ImageChange::DeleteProtection(value) => record.delete_protection = *value,
+        ImageChange::MinDiskBytes(bytes) => record.min_disk_bytes = *bytes,
+        ImageChange::MinMemoryBytes(bytes) => record.min_memory_bytes = *bytes,
+        // Of these two words only the way out of use and back is a record.
+        ImageChange::State(word) => record.deactivated = *word == image::Word::State(image::State::Deactivated),
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use crate::block::{BlockError, NewDisk};
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::definition::{BackingImage, METADATA_NAMESPACE, NewDomain};
 use crate::inventory::{Image, Instance, Object};
+use crate::model::image::State;
 use crate::model::reason::Reason;
 use crate::model::record::{DiskRecord, InstanceRecord};
 use crate::model::task::Creation;
@@ -189,7 +190,31 @@ fn usable_image(run: &Run, record: &InstanceRecord) -> Result<Arc<Image>, Halt> 
     let id = record.image.ok_or_else(|| Halt::Failed(no_image()))?;
     let image = run.shared.parts.ledger.inventory().image(id);
     let image = image.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("image {id}"))))?;
+    // One that was deactivated since the boot was accepted is still used: the guest may run on it already.
     if image.record.draft.is_some() { Err(Halt::Failed(not_active())) } else { Ok(image) }
+}
+
+/// Whether the image's state lets new disks be made of it.
+pub(super) fn can_make_disks(image: &Image) -> Result<(), Reason> {
+    match image.state() {
+        State::Active => Ok(()),
+        State::Draft => Err(not_active()),
+        State::Deactivated => Err(Reason::Deactivated),
+        state @ (State::Error | State::SoftDeleted) => {
+            Err(Reason::Image(format!("its image is {}; write another image first", state.word())))
+        }
+    }
+}
+
+/// Whether a draft has what its image demands of a guest.
+pub(super) fn demands(record: &InstanceRecord, image: &Image) -> Result<(), Reason> {
+    let demand = |file, present, demand, least| match present < least {
+        true => Err(Reason::TooSmall { file, present, demand, least }),
+        false => Ok(()),
+    };
+    let disk_bytes = disk_size(record, image)?;
+    demand("root_disk_bytes", disk_bytes, "min_disk_bytes", image.record.min_disk_bytes)?;
+    demand("memory_bytes", record.memory_bytes, "min_memory_bytes", image.record.min_memory_bytes)
 }
 
 /// The size of the root disk in bytes: the wanted one, which the image has to fit in, or the image's.

@@ -13,7 +13,7 @@ use super::operation::{Ending, Halt, Run};
 use crate::inventory::{Flavor, Image, Instance};
 use crate::model::Class;
 use crate::model::caller::Ownership;
-use crate::model::protection::Action;
+use crate::model::protection::{Action, check_deletion};
 use crate::model::record::{Draft, ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 
 const DEFAULT_VCPUS: u32 = 1;
@@ -73,6 +73,7 @@ pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
             Ok(Ending::Removed)
         }
         Class::Image => {
+            check_deletion(run.image()?.record.delete_protection).map_err(Halt::Failed)?;
             let data = run.shared.drafts.get(&run.shared, run.object);
             data.close(PATIENCE).map_err(Halt::Failed)?;
             let removed = remove_data(run);

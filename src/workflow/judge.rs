@@ -19,9 +19,10 @@ use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
 use crate::model::Class;
 use crate::model::caller::{Caller, NO_PROJECT, Ownership};
 use crate::model::change::{Effect, InstanceChange};
-use crate::model::protection::Action;
+use crate::model::protection::{Action, check_deletion};
 use crate::model::reason::Reason;
 use crate::model::record::ErrorLine;
+use crate::model::sharing::may_read;
 use crate::model::task::{Operation, TaskRecord, TaskState};
 
 /// Names that running operations will give, with the instance and the operation.
@@ -153,7 +154,7 @@ impl Judge<'_, '_> {
                     }
                 }
                 Effect::Start(operation) => {
-                    if let Err(reason) = subject.can_begin(self, &operation) {
+                    if let Err(reason) = subject.can_begin(self, caller, &operation) {
                         refused.push((what, reason));
                         continue;
                     }
@@ -258,6 +259,7 @@ impl Judge<'_, '_> {
                 if image.record.draft.is_none_or(|draft| draft.written) {
                     return Err(Reason::NotEmpty);
                 }
+                check_deletion(situation.delete_protection)?;
                 crate::model::instance::idle(situation.task)?;
                 (image.record.ownership.owner, image.record.name.clone())
             }
@@ -300,15 +302,17 @@ impl Judge<'_, '_> {
     }
 
     /// What the operation's first step would find out, said at once.
-    pub(super) fn can_begin(&self, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
+    pub(super) fn can_begin(&self, caller: &Caller, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
         match operation {
             Operation::Boot | Operation::Define => {
                 let id = instance.record.image.ok_or_else(boot::no_image)?;
                 let image = self.batch.image(id).ok_or_else(|| Reason::NotFound(format!("image {id}")))?;
-                if image.record.draft.is_some() {
-                    return Err(boot::not_active());
+                // It was checked when the image was named; the right may have been taken back since.
+                if !may_read(&image.record, caller) {
+                    return Err(Reason::NotYours { class: Class::Image });
                 }
-                boot::disk_size(&instance.record, &image)?;
+                boot::can_make_disks(&image)?;
+                boot::demands(&instance.record, &image)?;
                 self.name_is_free(&instance.record.name, instance.id)
             }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),

@@ -58,7 +58,7 @@ pub(super) trait Subject: Clone {
         false
     }
     /// What the operation's first step would find out, said at once.
-    fn can_begin(&self, _judge: &Judge<'_, '_>, _operation: &Operation) -> Result<(), Reason> {
+    fn can_begin(&self, _judge: &Judge<'_, '_>, _caller: &Caller, _operation: &Operation) -> Result<(), Reason> {
         Ok(())
     }
 }
@@ -118,8 +118,8 @@ impl Subject for Instance {
         self.record.draft.is_none() && apply::is_mirrored(change)
     }
 
-    fn can_begin(&self, judge: &Judge<'_, '_>, operation: &Operation) -> Result<(), Reason> {
-        judge.can_begin(self, operation)
+    fn can_begin(&self, judge: &Judge<'_, '_>, caller: &Caller, operation: &Operation) -> Result<(), Reason> {
+        judge.can_begin(caller, self, operation)
     }
 }
 
@@ -174,7 +174,7 @@ impl Subject for Image {
         self.task = Some(task);
     }
 
-    fn can_begin(&self, judge: &Judge<'_, '_>, operation: &Operation) -> Result<(), Reason> {
+    fn can_begin(&self, judge: &Judge<'_, '_>, _caller: &Caller, operation: &Operation) -> Result<(), Reason> {
         match (operation, &self.record.import_from) {
             (Operation::ImportImage, Some(source)) => {
                 import::can_begin(source, &judge.shared.settings.import, self.data_bytes)

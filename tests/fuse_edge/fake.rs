@@ -13,8 +13,8 @@ use instancefs::model::Class;
 use instancefs::model::caller::Caller;
 use instancefs::model::reason::Reason;
 use instancefs::tree::{
-    Attributes, Caching, CallerOf, Content, Data, Directory, FindCompletion, Interface, Kind, Names, Node,
-    NodeCompletion, OpenFile, Place, Position, ReadCompletion, Touched,
+    Admission, Attributes, Caching, CallerOf, Content, Data, Directory, FindCompletion, Grant, Interface, Kind, Names,
+    Node, NodeCompletion, OpenFile, Place, Position, ReadCompletion, Touched,
 };
 use instancefs::workflow::request::Completion;
 use parking_lot::Mutex;
@@ -243,6 +243,14 @@ impl Interface for Fake {
         }
         let value = self.value(node).ok_or_else(|| Reason::NotFound("file".into()))?;
         Ok(Content::Snapshot(value.into_bytes().into()))
+    }
+
+    fn grants(&self, _node: Node) -> Vec<Grant> {
+        Vec::new()
+    }
+
+    fn admission(&self, _node: Node) -> Admission {
+        Admission::default()
     }
 
     fn generation(&self, _node: Node) -> u32 {
