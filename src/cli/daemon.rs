@@ -24,6 +24,7 @@ use crate::privilege::Privilege;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use crate::tree::{self, Tree};
+use crate::workflow::consoles::TOKEN_LIFETIME;
 use crate::workflow::engine::{self, Engine};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Ledger, now};
@@ -230,6 +231,7 @@ impl Daemon {
                 guest_group,
                 import: settings.import.clone(),
                 drafts_per_user: DRAFTS_PER_USER,
+                console_token_lifetime: TOKEN_LIFETIME,
             },
         )?;
         let tree = Tree::new(

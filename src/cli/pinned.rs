@@ -3,6 +3,7 @@
 //! The same URI can lead to another host tomorrow: a cloned disk, an address that moved. Each new connection is asked
 //! who it is before anything else is, and on the wrong host every call is [`HypervisorError::Unreachable`].
 
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use super::identity::verify;
 use crate::hypervisor::definition::Profile;
-use crate::hypervisor::{Accelerator, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
+use crate::hypervisor::{Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
 
 /// What is known of the present connection.
 #[derive(Clone, Debug)]
@@ -158,6 +159,10 @@ impl Hypervisor for Pinned {
 
     fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError> {
         self.right()?.reboot(uuid, kind)
+    }
+
+    fn open_console(&self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
+        self.right()?.open_console(uuid, device)
     }
 
     fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {

@@ -67,7 +67,7 @@ pub struct NewDomain {
 
 impl NewDomain {
     /// The domain's XML: a BIOS guest that boots from one virtio disk, with a logged serial console, a channel for the
-    /// guest agent, and neither graphics nor network.
+    /// guest agent, a screen that listens nowhere and is reached through libvirt alone, and no network.
     ///
     /// Paths have to be UTF-8 (libvirt knows no others); characters that XML cannot hold are left out.
     pub fn to_xml(&self, profile: &Profile) -> String {
@@ -114,6 +114,12 @@ impl NewDomain {
     <channel type='unix'>{agent}
       <target type='virtio' name='org.qemu.guest_agent.0'/>
     </channel>
+    <graphics type='vnc'>
+      <listen type='none'/>
+    </graphics>
+    <video>
+      <model type='{video}'/>
+    </video>
     <controller type='usb' model='none'/>
     <memballoon model='virtio'/>
   </devices>
@@ -144,6 +150,8 @@ impl NewDomain {
                 )
             }),
             console_log = path(&self.console_log),
+            // What its firmware and every system can draw on; other machines have no VGA.
+            video = if profile.architecture == "x86_64" { "vga" } else { "virtio" },
         )
     }
 }
@@ -164,6 +172,9 @@ impl Definition {
             description: child(domain, "description").and_then(|node| node.text()).map(str::to_owned),
             disks: devices.map(disks).unwrap_or_default(),
             console_log: devices.and_then(console_log),
+            has_serial: devices
+                .is_some_and(|devices| child(devices, "serial").or_else(|| child(devices, "console")).is_some()),
+            has_vnc: devices.and_then(vnc).is_some(),
         })
     }
 }
@@ -192,6 +203,17 @@ fn console_log(devices: Node) -> Option<PathBuf> {
             })
         })
         .map(PathBuf::from)
+}
+
+/// Which of the graphics devices of a domain's XML is the first VNC one.
+pub(super) fn vnc_index(xml: &str) -> Option<u32> {
+    let document = document(xml).ok()?;
+    vnc(child(root(&document, "domain").ok()?, "devices")?)
+}
+
+fn vnc(devices: Node) -> Option<u32> {
+    let index = elements(devices, "graphics").position(|graphics| graphics.attribute("type") == Some("vnc"))?;
+    u32::try_from(index).ok()
 }
 
 /// A size with libvirt's units; without one it is KiB.
@@ -342,6 +364,8 @@ mod tests {
                     format: Some("qcow2".to_owned()),
                 }],
                 console_log: Some(PathBuf::from("/d/console.log")),
+                has_serial: true,
+                has_vnc: true,
             }
         );
     }
@@ -383,6 +407,13 @@ mod tests {
         assert_eq!(memory("<memory unit='T'>99999999999</memory>"), None);
         assert_eq!(memory("<memory unit='parsec'>1</memory>"), None);
         assert_eq!(memory("<memory>many</memory>"), None);
+    }
+
+    #[test]
+    fn vnc_is_found_among_other_graphics() {
+        let xml = "<domain><devices><graphics type='spice'/><graphics type='vnc'/></devices></domain>";
+        assert_eq!((vnc_index(xml), Definition::parse(xml).unwrap().has_serial), (Some(1), false));
+        assert_eq!(vnc_index("<domain><devices><graphics type='spice'/></devices></domain>"), None);
     }
 
     #[test]

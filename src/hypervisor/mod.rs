@@ -8,12 +8,13 @@ pub mod libvirt;
 pub mod simulated;
 pub mod target;
 
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use crate::model::domain::{Domain, PowerState};
+pub use crate::model::domain::{ConsoleDevice, Domain, PowerState};
 
 /// What happened, as far as it needs attention. Events may be merged or repeated; after one the receiver looks again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +127,8 @@ pub trait Hypervisor: Send + Sync {
     fn save(&self, uuid: Uuid) -> Result<(), HypervisorError>;
     /// Restarts the guest; returns when the request is sent.
     fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError>;
+    /// Connects to a console of a running guest. It ends with the guest's run, or when the caller closes it.
+    fn open_console(&self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError>;
     /// Renames a stopped domain.
     fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError>;
     /// Sets or removes (`None`) our metadata element (see [`definition::METADATA_NAMESPACE`]), live and persistent.

@@ -54,6 +54,25 @@ pub struct Domain {
     pub autostart: bool,
 }
 
+/// A console of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConsoleDevice {
+    /// The first serial port: what is typed and printed, for one client at a time.
+    Serial,
+    /// The screen, spoken to in the RFB protocol (RFC 6143).
+    Vnc,
+}
+
+impl ConsoleDevice {
+    /// Its file's name.
+    pub fn word(self) -> &'static str {
+        match self {
+            ConsoleDevice::Serial => "serial",
+            ConsoleDevice::Vnc => "vnc",
+        }
+    }
+}
+
 /// One disk of a definition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DefinedDisk {
@@ -78,4 +97,10 @@ pub struct Definition {
     pub disks: Vec<DefinedDisk>,
     /// The file that logs the first serial or console device.
     pub console_log: Option<PathBuf>,
+    /// It has a serial or console device.
+    #[serde(default)]
+    pub has_serial: bool,
+    /// It has VNC graphics.
+    #[serde(default)]
+    pub has_vnc: bool,
 }

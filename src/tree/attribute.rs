@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
 use crate::tree::reference::Resolver;
 
@@ -68,6 +69,8 @@ pub enum Read<O> {
     Stream(fn(&O) -> Option<PathBuf>),
     /// An image's bytes.
     Data,
+    /// The path of a new socket that leads to a console, once.
+    Console(ConsoleDevice),
     /// A directory of the files whose rows are named `<this>/<file>`.
     Directory,
     /// A directory of files that come and go.
@@ -122,6 +125,7 @@ impl<O, C> Row<O, C> {
             | Read::Definition
             | Read::Stream(_)
             | Read::Data
+            | Read::Console(_)
             | Read::Directory => Vec::new(),
         }
     }
@@ -138,7 +142,13 @@ impl<O, C> Row<O, C> {
             Read::Sometimes(render) => render(object).map(|value| value + "\n"),
             Read::Document(render) => Some(render(object)),
             Read::Nothing => Some(String::new()),
-            Read::Link(_) | Read::Definition | Read::Stream(_) | Read::Data | Read::Directory | Read::Keys(_) => None,
+            Read::Link(_)
+            | Read::Definition
+            | Read::Stream(_)
+            | Read::Data
+            | Read::Console(_)
+            | Read::Directory
+            | Read::Keys(_) => None,
         }
     }
 }

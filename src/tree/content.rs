@@ -12,6 +12,7 @@ use super::rights::{self, Grant, Rights};
 use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task};
 use crate::inventory::Object;
 use crate::model::Class;
+use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::DraftData;
 
@@ -45,7 +46,10 @@ impl Tree {
                 Object::Instance(instance) => {
                     let row = find(instance::ROWS, id)?;
                     let size = self.row_size(row, instance.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
+                    // Whether there is a console changes with the guest's run, which nobody announces here.
+                    let is_console = matches!(row.read, Read::Console(_));
+                    let caching = if is_console { Caching::Nothing } else { Caching::Attributes };
+                    Some(plain(row_kind(row), row.mode, size, caching))
                 }
                 Object::Image(image) => {
                     let row = find(image::ROWS, id)?;
@@ -111,6 +115,7 @@ impl Tree {
                 Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
             }
             Read::Data => Some(self.data_size(object)),
+            Read::Console(device) => Some(self.console_size(*device, object)),
             Read::Directory | Read::Keys(_) => Some(0),
             Read::Nothing | Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
                 row.render(value).map(|text| text.len() as u64)
@@ -118,7 +123,13 @@ impl Tree {
         }
     }
 
-    pub(super) fn row_content<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Result<Content, Reason> {
+    pub(super) fn row_content<O, C>(
+        &self,
+        row: &Row<O, C>,
+        value: &O,
+        object: &Object,
+        uid: u32,
+    ) -> Result<Content, Reason> {
         let absent = || Reason::NotFound(format!("{} now", row.name));
         match &row.read {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
@@ -138,6 +149,7 @@ impl Tree {
                 Some(data) => open(data.path()),
                 None => open(&self.engine.image_path(object.id())),
             },
+            Read::Console(device) => self.console(*device, object, uid),
             Read::Nothing => Ok(snapshot("")),
             Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
                 row.render(value).map(|text| snapshot(&text)).ok_or_else(absent)
@@ -163,6 +175,20 @@ impl Tree {
         let places =
             [self.settings.state_directory.as_path(), Path::new("/var/log/libvirt"), Path::new("/var/lib/libvirt")];
         clean && !path.starts_with(&self.settings.mountpoint) && places.iter().any(|place| path.starts_with(place))
+    }
+
+    /// A new way to a console: the path of a socket of which only this reader knows.
+    fn console(&self, device: ConsoleDevice, object: &Object, uid: u32) -> Result<Content, Reason> {
+        let Object::Instance(instance) = object else { return Err(Reason::NotFound("console here".into())) };
+        let path = self.engine.offer_console(instance, device, uid)?;
+        let mut line = path.into_os_string().into_encoded_bytes();
+        line.push(b'\n');
+        Ok(Content::Snapshot(line.into()))
+    }
+
+    fn console_size(&self, device: ConsoleDevice, object: &Object) -> u64 {
+        let Object::Instance(instance) = object else { return 0 };
+        self.engine.console_path_length(instance, device).map_or(0, |length| length as u64 + 1)
     }
 
     pub(super) fn definition(&self, object: &Object) -> Option<Arc<str>> {
@@ -281,7 +307,8 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         | Read::Document(_)
         | Read::Definition
         | Read::Stream(_)
-        | Read::Data => Kind::File,
+        | Read::Data
+        | Read::Console(_) => Kind::File,
         Read::Directory | Read::Keys(_) => Kind::Directory,
     }
 }
@@ -296,6 +323,7 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         | Read::Definition
         | Read::Stream(_)
         | Read::Data
+        | Read::Console(_)
         | Read::Directory
         | Read::Keys(_) => None,
     }

@@ -11,6 +11,7 @@ use super::{errors, spec};
 use crate::inventory::Instance;
 use crate::model::caller::Caller;
 use crate::model::change::InstanceChange;
+use crate::model::domain::ConsoleDevice;
 use crate::model::instance::{Word, available};
 use crate::model::reason::Reason;
 
@@ -299,5 +300,31 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         |instance| instance.record.flavor.clone().unwrap_or_default(),
         |value, resolver| resolver.flavor(filled(value)?).map(InstanceChange::Flavor),
+    ),
+    with_read(row(60, "console", 0o550, Type::Directory, "Ways to the guest's consoles."), Read::Directory),
+    with_read(
+        row(
+            61,
+            "console/serial",
+            0o440,
+            Type::Text,
+            "Each read makes a socket for its reader, and gives its path: socat -,raw,echo=0,escape=0x1d \
+             UNIX-CONNECT:$(cat console/serial). It takes one connection, is nobody else's to open, and ends after 10 \
+             minutes, when the guest stops and when the instance changes hands. One client at a time. EINVAL while \
+             the guest does not run, EOPNOTSUPP without a serial console in the definition.",
+        ),
+        Read::Console(ConsoleDevice::Serial),
+    ),
+    with_read(
+        row(
+            62,
+            "console/vnc",
+            0o440,
+            Type::Text,
+            "The same for the guest's screen, which speaks RFB: socat TCP-LISTEN:5900,bind=127.0.0.1 \
+             UNIX-CONNECT:$(cat console/vnc) lets one VNC viewer in. EOPNOTSUPP without VNC graphics in the \
+             definition.",
+        ),
+        Read::Console(ConsoleDevice::Vnc),
     ),
 ];

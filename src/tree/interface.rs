@@ -191,16 +191,16 @@ impl Interface for Tree {
                 let absent = || Reason::NotFound("such file".into());
                 match &object {
                     Object::Instance(instance) => {
-                        self.row_content(find(instance::ROWS, id).ok_or_else(absent)?, instance.as_ref(), &object)
+                        self.row_content(find(instance::ROWS, id).ok_or_else(absent)?, instance.as_ref(), &object, uid)
                     }
                     Object::Image(image) => {
-                        self.row_content(find(image::ROWS, id).ok_or_else(absent)?, image.as_ref(), &object)
+                        self.row_content(find(image::ROWS, id).ok_or_else(absent)?, image.as_ref(), &object, uid)
                     }
                     Object::Flavor(flavor) => {
-                        self.row_content(find(flavor::ROWS, id).ok_or_else(absent)?, flavor.as_ref(), &object)
+                        self.row_content(find(flavor::ROWS, id).ok_or_else(absent)?, flavor.as_ref(), &object, uid)
                     }
                     Object::Task(task) => {
-                        self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object)
+                        self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object, uid)
                     }
                 }
             }

@@ -134,7 +134,7 @@ pub trait Interface: Send + Sync {
     fn list(&self, directory: Node, cookie: u64, each: &mut dyn FnMut(u64, &str, Node) -> bool) -> Result<(), Reason>;
     /// The target of a symlink.
     fn target(&self, node: Node) -> Option<String>;
-    /// What reading gives now. `uid` matters for `/last_error` only.
+    /// What reading gives now. `uid` matters for `/last_error` and for consoles.
     fn content(&self, node: Node, uid: u32) -> Result<Content, Reason>;
     /// What single groups may beyond the mode of [`Interface::attributes`].
     fn grants(&self, node: Node) -> Vec<Grant>;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::consoles::{self, Consoles};
 use super::drafts_data::{DraftData, Drafts};
 use super::events::{Entry, EventLog};
 use super::gate::Gate;
@@ -19,9 +20,9 @@ use super::recovery;
 use super::request::{Completion, Submission};
 use super::turn::EngineThread;
 use crate::block::BlockBackend;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
-use crate::inventory::Object;
+use crate::inventory::{Instance, Object};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub import: Policy,
     /// How many drafts a user may have.
     pub drafts_per_user: usize,
+    /// How long an unused console token holds.
+    pub console_token_lifetime: Duration,
 }
 
 /// What the engine's thread is told.
@@ -115,6 +118,8 @@ impl Shared {
 /// See the module. Dropping it is [`Engine::stop`].
 pub struct Engine {
     shared: Arc<Shared>,
+    /// None on a mount that changes nothing: a console changes its guest.
+    consoles: Option<Consoles>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -134,7 +139,37 @@ impl Engine {
             .name("engine".to_owned())
             .spawn(move || thread.run(&queue))
             .map_err(|error| StoreError::Failed(format!("no thread for the engine: {error}")))?;
-        Ok(Arc::new(Engine { shared, thread: Mutex::new(Some(handle)) }))
+        let consoles = if shared.settings.read_only {
+            None
+        } else {
+            let started = Consoles::start(
+                shared.parts.hypervisor.clone(),
+                shared.parts.ledger.inventory().clone(),
+                shared.settings.state_directory.join("tokens"),
+                shared.settings.console_token_lifetime,
+            );
+            started.map_err(|error| log::error!("there are no consoles: {error}")).ok()
+        };
+        Ok(Arc::new(Engine { shared, consoles, thread: Mutex::new(Some(handle)) }))
+    }
+
+    /// A new token for this user: the path of a socket that leads to a console, once.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn offer_console(&self, instance: &Instance, device: ConsoleDevice, uid: u32) -> Result<PathBuf, Reason> {
+        match &self.consoles {
+            Some(consoles) => consoles.offer(instance, device, uid),
+            None if self.shared.settings.read_only => Err(Reason::ReadOnlyMount),
+            None => Err(Reason::Failed("the directory for console sockets cannot be used; see the log".to_owned())),
+        }
+    }
+
+    /// The length of the path that [`Engine::offer_console`] would return, if it returned one.
+    pub fn console_path_length(&self, instance: &Instance, device: ConsoleDevice) -> Option<usize> {
+        let consoles = self.consoles.as_ref()?;
+        consoles::available(instance, device).is_ok().then(|| consoles.path_length())
     }
 
     /// Takes a request; returns at once.
@@ -214,6 +249,9 @@ impl Engine {
     /// Ends the threads. Guests, and operations that are not finished, stay as they are; a thread that hangs in the
     /// hypervisor stays there and does nothing more when it comes back.
     pub fn stop(&self) {
+        if let Some(consoles) = &self.consoles {
+            consoles.stop();
+        }
         self.shared.gate.close();
         self.shared.tell(Message::Stop);
         if let Some(thread) = self.thread.lock().take()

@@ -178,6 +178,7 @@ impl World {
             guest_group: None,
             import: Policy::new(self.directory.path().join("import")),
             drafts_per_user: 100,
+            console_token_lifetime: DEADLINE,
         };
         set(&mut settings);
         let engine = Engine::start(parts, settings).unwrap();

@@ -1,7 +1,7 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use instancefs::hypervisor::{Hypervisor, PowerState};
+use instancefs::hypervisor::{ConsoleDevice, Hypervisor, PowerState};
 use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::reason::Reason;
@@ -337,6 +337,15 @@ fn reset_state_gives_up_a_stop_once_its_call_has_returned() {
     assert!(stopping.recv_timeout(DEADLINE).unwrap().is_err());
     assert_eq!(life.last_task(id).record.state, TaskState::Cancelled);
     assert_eq!((life.observed(id), world.calls("power_off")), (State::Active, 0));
+}
+
+#[test]
+fn a_console_token_ends_when_its_time_is_over() {
+    let world = World::new();
+    let life = world.live_on(world.store.clone(), |settings| settings.console_token_lifetime = Duration::ZERO);
+    let id = life.active();
+    let path = life.engine.offer_console(&life.instance(id), ConsoleDevice::Serial, 0).unwrap();
+    until("it is gone", || !path.exists());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! [`Hypervisor`] on a libvirt connection.
 
 use std::collections::HashSet;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -16,7 +17,9 @@ use super::connection::{Failure, Keeper};
 use super::power::power;
 use super::{Target, accelerator, embed, error, sys};
 use crate::hypervisor::definition::{self, Profile};
-use crate::hypervisor::{Accelerator, Domain, Event, Hypervisor, HypervisorError, Identity, PowerState, Reboot};
+use crate::hypervisor::{
+    Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, PowerState, Reboot,
+};
 
 /// The namespace prefix that libvirt adds to our metadata element, and the one for an element that has used it itself:
 /// libvirt refuses to declare a prefix twice.
@@ -67,6 +70,19 @@ impl Libvirt {
 
     fn on<T>(&self, uuid: Uuid, body: impl FnOnce(&LibvirtDomain) -> Result<T, Error>) -> Result<T, HypervisorError> {
         self.call(|connection| body(&connection.lookup_domain_by_uuid(uuid)?))
+    }
+
+    fn open_serial(&self, uuid: Uuid) -> Result<UnixStream, HypervisorError> {
+        let current = self.keeper.current()?;
+        current
+            .lasting()
+            .and_then(|connection| {
+                connection
+                    .lookup_domain_by_uuid(uuid)
+                    .and_then(|domain| sys::stream::open_console(Arc::clone(&connection), &domain))
+                    .map_err(|error| Failure { error, alive: connection.is_alive().unwrap_or(false) })
+            })
+            .map_err(|Failure { error, alive }| error::judge(&error, alive))
     }
 
     /// libvirt has no code of its own for a name that another domain has, so we look.
@@ -241,6 +257,19 @@ impl Hypervisor for Libvirt {
             Reboot::Soft => domain.reboot(raw::VIR_DOMAIN_REBOOT_DEFAULT),
             Reboot::Hard => domain.reset().map(|_| ()),
         })
+    }
+
+    fn open_console(&self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
+        match device {
+            ConsoleDevice::Serial => self.open_serial(uuid),
+            ConsoleDevice::Vnc => {
+                let index = definition::vnc_index(&self.on(uuid, |domain| domain.xml_desc(0))?);
+                let index = index.ok_or_else(|| {
+                    HypervisorError::Unsupported("the running domain has no VNC graphics; restart it".to_owned())
+                })?;
+                self.on(uuid, |domain| sys::open_graphics(domain, index))
+            }
+        }
     }
 
     fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {

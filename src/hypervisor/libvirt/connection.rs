@@ -72,6 +72,16 @@ impl Current {
     }
 }
 
+impl Current {
+    /// A connection for something that lasts: one of its own, or the one that all share.
+    pub(super) fn lasting(&self) -> Result<Arc<Connect>, Failure> {
+        match &self.lanes {
+            None => Ok(Arc::clone(&self.connection)),
+            Some(lanes) => open(&lanes.target).map(Arc::new).map_err(|error| Failure { error, alive: false }),
+        }
+    }
+}
+
 /// A call that failed, and whether its connection is still alive.
 pub(super) struct Failure {
     pub(super) error: Error,

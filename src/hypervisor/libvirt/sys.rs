@@ -3,7 +3,11 @@
 //! Callbacks run in the event loop's thread, inside libvirt. They read the domain's UUID (which is local), hand it to a
 //! [`Listener`], and return; a listener must not call libvirt and must not block.
 
+pub(super) mod stream;
+
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
@@ -330,6 +334,15 @@ pub(super) fn state(domain: &Domain) -> Result<(c_int, c_int), Error> {
         return Err(Error::last_error());
     }
     Ok((state, reason))
+}
+
+/// A connection to a graphics device of a running domain, by its index among them (`virDomainOpenGraphicsFD`). Whoever
+/// may have it is decided by us: its password is not asked for.
+pub(super) fn open_graphics(domain: &Domain, index: u32) -> Result<UnixStream, Error> {
+    let number = domain.open_graphics_fd(index, sys::VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH)?;
+    let number = c_int::try_from(number).map_err(|_| Error::last_error())?;
+    // SAFETY: libvirt made this descriptor for us, and nobody else has it.
+    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
 /// One row of [`all_states`].

@@ -2,13 +2,16 @@
 //! (`src/qemu/qemu_driver.c`, whose refusals are quoted).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::net::UnixStream;
 
 use uuid::Uuid;
 
+use super::consoles::Consoles;
 use super::disk::Disk;
 use super::guest::{Button, Guest, invalid};
 use super::xml;
-use crate::hypervisor::{Domain, Event, HypervisorError, PowerState, Reboot};
+use crate::hypervisor::definition::Definition;
+use crate::hypervisor::{ConsoleDevice, Domain, Event, HypervisorError, PowerState, Reboot};
 
 /// All domains of the host, in memory and on disk.
 pub(super) struct Host {
@@ -17,13 +20,20 @@ pub(super) struct Host {
     names: HashMap<String, Uuid>,
     buttons: BTreeSet<(u64, Uuid)>,
     outbox: Vec<Event>,
+    consoles: Consoles,
 }
 
 impl Host {
     pub(super) fn load(disk: Disk) -> Result<Host, HypervisorError> {
         let guests = disk.guests()?;
-        let mut host =
-            Host { disk, guests: BTreeMap::new(), names: HashMap::new(), buttons: BTreeSet::new(), outbox: Vec::new() };
+        let mut host = Host {
+            disk,
+            guests: BTreeMap::new(),
+            names: HashMap::new(),
+            buttons: BTreeSet::new(),
+            outbox: Vec::new(),
+            consoles: Consoles::default(),
+        };
         for guest in guests {
             host.remember(guest);
         }
@@ -207,6 +217,23 @@ impl Host {
         match kind {
             Reboot::Soft => self.press_button(uuid, true, now_ms),
             Reboot::Hard => self.restart(uuid),
+        }
+    }
+
+    /// Connects to a console, as far as the definition has it.
+    pub(super) fn open_console(&mut self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
+        let guest = self.guest(uuid)?;
+        guest.demand_active()?;
+        let definition = Definition::parse(&guest.xml).map_err(HypervisorError::Failed)?;
+        match device {
+            ConsoleDevice::Serial if definition.has_serial => self.consoles.open(uuid, device),
+            ConsoleDevice::Vnc if definition.has_vnc => self.consoles.open(uuid, device),
+            ConsoleDevice::Serial => {
+                Err(HypervisorError::Failed("internal error: cannot find character device".to_owned()))
+            }
+            ConsoleDevice::Vnc => {
+                Err(HypervisorError::Failed("internal error: No graphics backend with index 0".to_owned()))
+            }
         }
     }
 
@@ -395,6 +422,9 @@ impl Host {
     /// Writes the guest, on disk before in memory. One that neither runs nor is defined is gone.
     fn store(&mut self, guest: Guest) -> Result<(), HypervisorError> {
         let uuid = guest.domain.uuid;
+        if !guest.active() {
+            self.consoles.end(uuid);
+        }
         if guest.domain.persistent || guest.active() {
             self.disk.write_guest(&guest)?;
             self.forget(uuid);

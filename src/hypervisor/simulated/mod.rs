@@ -14,6 +14,7 @@
 //! {"do":"start","uuid":"..."}                               -> {"ok":false,"kind":"invalid_state","error":"..."}
 //! ```
 
+mod consoles;
 mod control;
 mod daemon;
 mod disk;
@@ -33,7 +34,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::definition::Profile;
-use super::{Accelerator, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
+use super::{Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
 use daemon::{Daemon, Mode, Pending, Wake, now_ms, unreachable};
 use disk::Disk;
 use host::Host;
@@ -55,6 +56,7 @@ pub const CALLS: &[&str] = &[
     "unpause",
     "save",
     "reboot",
+    "open_console",
     "rename",
     "set_metadata",
     "set_description",
@@ -278,6 +280,10 @@ impl Hypervisor for SimulatedHypervisor {
 
     fn reboot(&self, uuid: Uuid, kind: Reboot) -> Result<(), HypervisorError> {
         self.act("reboot", uuid, move |host| host.reboot(uuid, kind, now_ms()))
+    }
+
+    fn open_console(&self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
+        self.call("open_console", Some(uuid), move |host| host.open_console(uuid, device))
     }
 
     fn rename(&self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {
