@@ -3,9 +3,11 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{Daemon, errno, signal, wait_until};
@@ -145,4 +147,90 @@ fn a_soft_reboot_restarts_the_guest_by_its_power_button() {
     long_wait("it has booted again", || console(&daemon, id).matches("READY").count() == 2);
     assert!(console(&daemon, id).contains("BOOTS=2"));
     assert_eq!(guests.pids(), pids, "its QEMU goes on");
+}
+
+fn token(daemon: &Daemon, id: Uuid, device: &str) -> String {
+    daemon.read(format!("instances/{id}/console/{device}"))
+}
+
+/// What socat prints while `input` is typed, which has to end with the word that is waited for.
+fn socat(daemon: &Daemon, id: Uuid, input: &str, word: &str) -> String {
+    let mut command = Command::new("socat");
+    command.args(["-", &format!("UNIX-CONNECT:{}", token(daemon, id, "serial"))]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("socat runs");
+    child.stdin.as_mut().expect("a pipe").write_all(input.as_bytes()).expect("typed");
+    let mut heard = Vec::new();
+    let mut output = child.stdout.take().expect("a pipe");
+    while !String::from_utf8_lossy(&heard).contains(word) {
+        let mut buffer = [0; 4096];
+        let count = output.read(&mut buffer).expect("socat prints");
+        assert!(count > 0, "it ended with {:?}", String::from_utf8_lossy(&heard));
+        heard.extend_from_slice(&buffer[..count]);
+    }
+    child.kill().expect("killed");
+    child.wait().expect("reaped");
+    String::from_utf8_lossy(&heard).into_owned()
+}
+
+#[test]
+fn a_real_guest_is_used_through_its_consoles_and_reset_if_it_does_not_listen() {
+    let daemon = Daemon::start_with("embed", &[]);
+    let guests = Guests(daemon.state_directory());
+    let id = boot(&daemon);
+    let file = |name: &str| format!("instances/{id}/{name}");
+    long_wait("it has booted", || console(&daemon, id).contains("READY"));
+
+    socat(&daemon, id, "echo hello-$((6*7))\n", "hello-42");
+    long_wait("what passes a session is logged as well", || console(&daemon, id).contains("hello-42"));
+    let second = {
+        let mut first = UnixStream::connect(token(&daemon, id, "serial")).expect("a token");
+        first.write_all(b"echo first-$((1+1))\n").expect("typed");
+        long_wait("the first one is in", || console(&daemon, id).contains("first-2"));
+        let mut text = String::new();
+        let mut second = UnixStream::connect(token(&daemon, id, "serial")).expect("a token");
+        second.read_to_string(&mut text).expect("refused");
+        text
+    };
+    assert!(second.contains("no serial console"), "{second}");
+
+    let mut screen = UnixStream::connect(token(&daemon, id, "vnc")).expect("a token");
+    let mut greeting = [0; 12];
+    screen.read_exact(&mut greeting).expect("RFB");
+    assert_eq!(&greeting, b"RFB 003.008\n");
+    // Version, security type 1 (none), ClientInit: then the screen describes itself.
+    screen.write_all(b"RFB 003.008\n").expect("written");
+    let mut security = [0; 2];
+    screen.read_exact(&mut security).expect("security types");
+    assert_eq!(security, [1, 1]);
+    screen.write_all(&[1]).expect("written");
+    let mut result = [0; 4];
+    screen.read_exact(&mut result).expect("the result");
+    screen.write_all(&[1]).expect("written");
+    let mut size = [0; 4];
+    screen.read_exact(&mut size).expect("the screen");
+    assert_eq!((result, &size), ([0; 4], &[2, 0xd0, 1, 0x90]), "720 x 400: VGA text");
+
+    // Without who reads the button, the guest does not listen.
+    long_wait("the console is free", || {
+        let mut socket = UnixStream::connect(token(&daemon, id, "serial")).expect("a token");
+        let _typed = socket.write_all(b"killall dd; echo deaf-$((2+2))\n");
+        std::thread::sleep(Duration::from_millis(300));
+        console(&daemon, id).contains("deaf-4")
+    });
+    daemon.set(file("stop_timeout_seconds"), "2");
+    daemon.set(file("reboot"), "soft");
+    long_wait("the reboot ends", || daemon.read(file("task")).is_empty());
+    assert_eq!(daemon.read(file("last_error")), "ok");
+    assert!(daemon.log_text().contains("is reset"));
+    long_wait("it has booted again", || console(&daemon, id).contains("BOOTS=2"));
+    assert!(!console(&daemon, id).contains("POWERBUTTON"));
+
+    let unused = token(&daemon, id, "vnc");
+    daemon.set(file("stop_timeout_seconds"), "0");
+    daemon.set(file("state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+    let mut rest = Vec::new();
+    screen.read_to_end(&mut rest).expect("the guest's end is the session's");
+    wait_until("the token is gone", || !Path::new(&unused).exists());
+    assert!(guests.pids().is_empty());
 }

@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::hypervisor::{ConsoleDevice, Hypervisor};
+use crate::hypervisor::{ConsoleDevice, Hypervisor, HypervisorError};
 
 /// Sessions of one instance at a time; those that hang in the hypervisor count.
 const SESSIONS_PER_INSTANCE: usize = 8;
+
+/// How long, and how often in between, it is tried to open a console that somebody else has.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(1);
+const LEAVING_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a refused client has for taking the sentence.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -31,13 +35,13 @@ struct Session {
 /// All sessions.
 pub(super) struct Sessions {
     hypervisor: Arc<dyn Hypervisor>,
-    open: Mutex<HashMap<u64, Session>>,
+    current: Mutex<HashMap<u64, Session>>,
     stopping: AtomicBool,
 }
 
 impl Sessions {
     pub(super) fn new(hypervisor: Arc<dyn Hypervisor>) -> Sessions {
-        Sessions { hypervisor, open: Mutex::default(), stopping: AtomicBool::new(false) }
+        Sessions { hypervisor, current: Mutex::default(), stopping: AtomicBool::new(false) }
     }
 
     /// Serves a client in a thread of its own. It ends with the guest's run, the client, or us.
@@ -52,14 +56,14 @@ impl Sessions {
         };
         let sessions = Arc::clone(self);
         let served = thread::Builder::new().name("console-session".to_owned()).spawn(move || {
-            let outcome = match sessions.hypervisor.open_console(instance, device) {
+            let outcome = match sessions.open(instance, device) {
                 Ok(console) => carry(&client, &console),
                 Err(error) => {
                     refuse(&client, device, &error.to_string());
                     Err(error.to_string())
                 }
             };
-            sessions.open.lock().remove(&id);
+            sessions.current.lock().remove(&id);
             log::info!(
                 "{} console of instance {instance} by uid {uid} ended after {:.3} s: {}",
                 device.word(),
@@ -71,31 +75,42 @@ impl Sessions {
             );
         });
         if let Err(error) = served {
-            self.open.lock().remove(&id);
+            self.current.lock().remove(&id);
             log::warn!("a console session of instance {instance} has no thread: {error}");
+        }
+    }
+
+    /// Whoever had the console before may have left a moment ago, and libvirt not have noticed.
+    fn open(&self, instance: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
+        let until = Instant::now() + LEAVING_PATIENCE;
+        loop {
+            match self.hypervisor.open_console(instance, device) {
+                Err(HypervisorError::Failed(_)) if Instant::now() < until => thread::sleep(LEAVING_PAUSE),
+                outcome => return outcome,
+            }
         }
     }
 
     /// `None` if the instance has enough of them.
     fn register(&self, instance: Uuid, client: &UnixStream) -> io::Result<Option<u64>> {
-        let mut open = self.open.lock();
+        let mut current = self.current.lock();
         if self.stopping.load(Ordering::Acquire) {
             return Err(io::Error::other("instancefs is ending"));
         }
-        if open.values().filter(|session| session.instance == instance).count() >= SESSIONS_PER_INSTANCE {
+        if current.values().filter(|session| session.instance == instance).count() >= SESSIONS_PER_INSTANCE {
             return Ok(None);
         }
         client.set_nonblocking(false)?;
-        let id = open.keys().max().map_or(1, |last| last + 1);
-        open.insert(id, Session { instance, client: client.try_clone()? });
+        let id = current.keys().max().map_or(1, |last| last + 1);
+        current.insert(id, Session { instance, client: client.try_clone()? });
         Ok(Some(id))
     }
 
     /// Ends them all; the threads end by themselves.
     pub(super) fn stop(&self) {
-        let open = self.open.lock();
+        let current = self.current.lock();
         self.stopping.store(true, Ordering::Release);
-        for session in open.values() {
+        for session in current.values() {
             let _closed = session.client.shutdown(Shutdown::Both);
         }
     }
