@@ -119,7 +119,11 @@ impl Publisher {
                 Change::Object { old: Some(old), new: Some(new) } if admission(old) != admission(new) => {
                     edge.rights_changed(new.number());
                 }
-                Change::Object { .. } | Change::Health | Change::Events | Change::Console(_) | Change::Moved(..) => {}
+                Change::Object { .. }
+                | Change::Health
+                | Change::Events(_)
+                | Change::Console(..)
+                | Change::Moved(..) => {}
             }
         }
     }

@@ -148,8 +148,13 @@ impl Edge {
                 handle.saw(sequence);
                 return Ok(content);
             }
+            // From its beginning it is looked for again: the log may have been made or replaced since.
+            Some(content @ Content::Piece(_)) if offset > 0 => {
+                handle.saw(sequence);
+                return Ok(content);
+            }
             None if offset > 0 && handle.is_adopted() => return Err(Errno::ESTALE),
-            Some(Content::Snapshot(_)) | None => {}
+            Some(Content::Snapshot(_) | Content::Piece(_)) | None => {}
         }
         let content = self.interface.content(handle.node, uid).map_err(|reason| errno(&reason))?;
         handle.hold(content.clone(), sequence);
@@ -358,6 +363,7 @@ pub fn may_have_data(node: Node) -> bool {
         Node::Attribute(Class::Image, ..) | Node::Scratch(_) => true,
         Node::Attribute(Class::Instance | Class::Task | Class::Flavor, ..)
         | Node::Key(..)
+        | Node::Events(_)
         | Node::Directory(_)
         | Node::File(..)
         | Node::Object(..)
@@ -379,6 +385,7 @@ pub fn place(directory: Node, name: &str) -> Option<Place> {
         | Node::Object(..)
         | Node::Attribute(..)
         | Node::Key(..)
+        | Node::Events(_)
         | Node::NameLink(..)
         | Node::StateLink(..)
         | Node::Scratch(_) => None,

@@ -313,6 +313,10 @@ impl Filesystem for Frontend {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => reply.error(error.into()),
                 }),
+                Content::Piece(piece) => edge.pool.run(move || match piece.read(offset, size, read_fully) {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(error) => reply.error(error.into()),
+                }),
             },
         }
     }

@@ -67,7 +67,12 @@ pub fn remains(node: Node) -> Option<Attributes> {
     let (kind, mode) = match node {
         Node::Object(..) => (Kind::Directory, 0o500),
         Node::NameLink(..) | Node::StateLink(..) => (Kind::Symlink, 0o777),
-        Node::Directory(_) | Node::File(..) | Node::Attribute(..) | Node::Key(..) | Node::Scratch(_) => {
+        Node::Directory(_)
+        | Node::File(..)
+        | Node::Attribute(..)
+        | Node::Key(..)
+        | Node::Events(_)
+        | Node::Scratch(_) => {
             return None;
         }
     };

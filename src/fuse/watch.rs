@@ -8,7 +8,10 @@ use fuser::PollNotifier;
 use parking_lot::{Mutex, RwLock};
 
 use super::inode::object_inodes;
-use crate::tree::object_number;
+use crate::tree::{object_number, stream_of};
+
+/// How many files of a stream there are at a time.
+const STREAM_FILES: usize = 2;
 
 /// Per inode: the number of its last change and its time. Whoever has not changed since the start is not in it.
 #[derive(Default)]
@@ -21,7 +24,21 @@ impl Versions {
     /// A change happened now.
     pub fn bump(&self, inode: u64) {
         let sequence = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.write().insert(inode, (sequence, SystemTime::now()));
+        let mut table = self.table.write();
+        if table.insert(inode, (sequence, SystemTime::now())).is_none() {
+            // Files of a stream take turns for ever; the last but one is gone when a new one begins.
+            if let Some(stream) = stream_of(inode) {
+                let mut turns: Vec<(u64, u64)> = table
+                    .iter()
+                    .filter(|(other, _)| stream_of(**other) == Some(stream))
+                    .map(|(other, (sequence, _))| (*sequence, *other))
+                    .collect();
+                turns.sort_unstable_by(|one, other| other.cmp(one));
+                for (_, gone) in turns.into_iter().skip(STREAM_FILES) {
+                    table.remove(&gone);
+                }
+            }
+        }
     }
 
     /// The number of the last change; 0 before the first.

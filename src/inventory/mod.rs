@@ -16,6 +16,15 @@ use crate::model::Class;
 use crate::model::record::ErrorHistory;
 pub use object::{Flavor, Health, Image, Instance, Object, Part, RunningTask, Task};
 
+/// Which files of a stream grew, by the numbers that tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// The growing one.
+    pub current: u64,
+    /// The one before, if it ended since the last time.
+    pub former: Option<u64>,
+}
+
 /// One change that became visible.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -29,9 +38,9 @@ pub enum Change {
     /// `health` reads differently.
     Health,
     /// `events` grew.
-    Events,
+    Events(Growth),
     /// An instance's console log grew.
-    Console(Arc<Instance>),
+    Console(Arc<Instance>, Growth),
     /// A user moved a link of this object: whether it stands where it should has to be looked at again.
     Moved(Class, Uuid),
 }
@@ -46,9 +55,9 @@ pub enum Update {
     /// The new health.
     Health(Health),
     /// `events` grew.
-    Events,
+    Events(Growth),
     /// An instance's console log grew.
-    Console(Uuid),
+    Console(Uuid, Growth),
     /// A user moved a link of this object.
     Moved(Class, Uuid),
 }
@@ -248,8 +257,10 @@ impl Objects {
                 self.health = health;
                 Some(Change::Health)
             }
-            Update::Events => Some(Change::Events),
-            Update::Console(id) => self.instances.get(&id).cloned().map(Change::Console),
+            Update::Events(growth) => Some(Change::Events(growth)),
+            Update::Console(id, growth) => {
+                self.instances.get(&id).cloned().map(|instance| Change::Console(instance, growth))
+            }
             Update::Moved(class, id) => Some(Change::Moved(class, id)),
         }
     }

@@ -1,8 +1,6 @@
 //! What an attribute is: one row of a table. Dispatch, permissions, `docs/abi/` and the test that the mounted tree and
 //! the document agree all come from these rows.
 
-use std::path::PathBuf;
-
 use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
 use crate::tree::reference::Resolver;
@@ -65,8 +63,8 @@ pub enum Read<O> {
     Document(fn(&O) -> String),
     /// The definition last seen, from the store.
     Definition,
-    /// A file on disk that only grows.
-    Stream(fn(&O) -> Option<PathBuf>),
+    /// A piece of the console log.
+    Stream,
     /// An image's bytes.
     Data,
     /// The path of a new socket that leads to a console, once.
@@ -123,7 +121,7 @@ impl<O, C> Row<O, C> {
             | Read::Link(_)
             | Read::Document(_)
             | Read::Definition
-            | Read::Stream(_)
+            | Read::Stream
             | Read::Data
             | Read::Console(_)
             | Read::Directory => Vec::new(),
@@ -144,7 +142,7 @@ impl<O, C> Row<O, C> {
             Read::Nothing => Some(String::new()),
             Read::Link(_)
             | Read::Definition
-            | Read::Stream(_)
+            | Read::Stream
             | Read::Data
             | Read::Console(_)
             | Read::Directory

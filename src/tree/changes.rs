@@ -14,10 +14,15 @@ pub fn touched(change: &Change) -> Vec<Touched> {
     match change {
         Change::Object { old, new } => object(old.as_ref(), new.as_ref()),
         Change::Health => vec![file(Directory::Root, root::HEALTH)],
-        Change::Events => vec![file(Directory::Root, root::EVENTS)],
-        Change::Console(instance) => {
-            let row = instance::ROWS.iter().find(|row| row.name == "console.log");
-            row.map(|row| attribute(instance, row)).into_iter().collect()
+        Change::Events(growth) => {
+            let former = growth.former.map(|first| (root::EVENTS_OLD, first));
+            let files = std::iter::once((root::EVENTS, growth.current)).chain(former);
+            files.map(|(id, first)| Touched { node: Node::Events(first), ..file(Directory::Root, id) }).collect()
+        }
+        Change::Console(instance, growth) => {
+            let former = growth.former.map(|piece| (instance::FORMER_CONSOLE_LOG, piece));
+            let files = std::iter::once((instance::CONSOLE_LOG, growth.current)).chain(former);
+            files.filter_map(|(id, piece)| console(instance, id, piece)).collect()
         }
         Change::Moved(..) => Vec::new(),
     }
@@ -35,7 +40,7 @@ pub fn moved(inventory: &Inventory, change: &Change) -> Vec<(Class, u64, Positio
             Some(object) => all(*class, object.number()),
             None => Vec::new(),
         },
-        Change::Health | Change::Events | Change::Console(_) => Vec::new(),
+        Change::Health | Change::Events(_) | Change::Console(..) => Vec::new(),
     }
 }
 
@@ -96,6 +101,14 @@ fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
 
 fn attribute(instance: &crate::inventory::Instance, row: &instance::InstanceRow) -> Touched {
     place(Class::Instance, instance.record.number, &instance.id.to_string(), row.id, row.name)
+}
+
+/// A piece of the console log, under the name of this row.
+fn console(instance: &crate::inventory::Instance, id: u8, piece: u64) -> Option<Touched> {
+    let row = instance::ROWS.iter().find(|row| row.id == id)?;
+    let piece = u32::try_from(piece).ok()?;
+    let node = Node::Key(Class::Instance, instance.record.number, instance::CONSOLE_LOG, piece);
+    Some(Touched { node, ..attribute(instance, row) })
 }
 
 fn place(class: Class, number: u64, home: &str, row: u8, name: &str) -> Touched {

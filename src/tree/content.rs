@@ -14,6 +14,7 @@ use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
+use crate::workflow::console_log;
 use crate::workflow::drafts_data::DraftData;
 
 /// The unit of `st_blocks`, in bytes.
@@ -77,12 +78,20 @@ impl Tree {
                     Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
                 }
             },
+            Node::Key(Class::Instance, _, instance::CONSOLE_LOG, piece) => {
+                let size = match self.readable_log(object) {
+                    Ok(log) => console_log::find(&log, piece)?.length,
+                    Err(_) => 0,
+                };
+                // The name may stand for another piece at any time.
+                Some(plain(Kind::File, 0o440, size, Caching::Nothing))
+            }
             Node::Key(class, _, row, serial) => {
                 let key = directory::key(object, row, serial)?;
                 // They come and go: the kernel asks again each time.
                 Some(plain(Kind::File, directory::key_mode(class, row), key.value.len() as u64 + 1, Caching::Nothing))
             }
-            Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
+            Node::Directory(_) | Node::File(..) | Node::Events(_) | Node::Scratch(_) => None,
         }
     }
 
@@ -98,9 +107,15 @@ impl Tree {
                 (Some(directory::key_mode(class, row)), key.and_then(|key| key.writer))
             }
             (Node::Attribute(..) | Node::Key(..), Object::Instance(_) | Object::Task(_) | Object::Flavor(_))
-            | (Node::NameLink(..) | Node::StateLink(..) | Node::Directory(_) | Node::File(..) | Node::Scratch(_), _) => {
-                (None, None)
-            }
+            | (
+                Node::NameLink(..)
+                | Node::StateLink(..)
+                | Node::Directory(_)
+                | Node::File(..)
+                | Node::Events(_)
+                | Node::Scratch(_),
+                _,
+            ) => (None, None),
         };
         mode.map(|mode| rights::grants(object, mode, writer)).unwrap_or_default()
     }
@@ -110,10 +125,8 @@ impl Tree {
         match &row.read {
             Read::Link(target) => target(value).map(|target| target.len() as u64),
             Read::Definition => self.definition(object).map(|definition| definition.len() as u64),
-            Read::Stream(path) => {
-                let path = self.log(path(value), object).filter(|path| self.is_readable_log(path));
-                Some(path.and_then(|path| fs::metadata(path).ok()).map_or(0, |metadata| metadata.len()))
-            }
+            // Served piece by piece, see `Tree::piece`.
+            Read::Stream => None,
             Read::Data => Some(self.data_size(object)),
             Read::Console(device) => Some(self.console_size(*device, object)),
             Read::Directory | Read::Keys(_) => Some(0),
@@ -135,16 +148,7 @@ impl Tree {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
             Read::Directory | Read::Keys(_) => Err(Reason::Malformed("this is a directory".into())),
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
-            Read::Stream(path) => match self.log(path(value), object) {
-                Some(path) if self.is_readable_log(&path) => open(&path),
-                Some(path) => Err(Reason::Unsupported(format!(
-                    "the guest's log {} lies outside the places that instancefs reads; read it there",
-                    path.display()
-                ))),
-                None => {
-                    Err(Reason::Unsupported("the definition logs no serial console; add <log file=.../> to it".into()))
-                }
-            },
+            Read::Stream => Err(absent()),
             Read::Data => match self.draft_data(object) {
                 Some(data) => open(data.path()),
                 None => open(&self.engine.image_path(object.id())),
@@ -157,14 +161,44 @@ impl Tree {
         }
     }
 
-    /// The log that the definition names. Before the definition was fetched it is where guests made here print to, so
-    /// that whoever follows a booting guest does not come too early.
-    fn log(&self, named: Option<PathBuf>, object: &Object) -> Option<PathBuf> {
-        match object {
-            Object::Instance(instance) if instance.record.definition.is_none() => {
-                Some(self.engine.console_path(instance.id))
-            }
-            Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_) => named,
+    /// The piece of the console log that a row's name stands for now, if there is one.
+    pub(super) fn piece(&self, row: u8, object: &Object) -> Option<Node> {
+        let number = match (row, self.readable_log(object)) {
+            (instance::CONSOLE_LOG, Ok(log)) => console_log::pieces(&log).0.number,
+            // There is the file, to say why it cannot be read.
+            (instance::CONSOLE_LOG, Err(_)) => 0,
+            (_, Ok(log)) => console_log::pieces(&log).1?.number,
+            (_, Err(_)) => return None,
+        };
+        Some(Node::Key(Class::Instance, object.number(), instance::CONSOLE_LOG, number))
+    }
+
+    /// The content of a piece.
+    pub(super) fn console_log(&self, object: &Object, number: u32) -> Result<Content, Reason> {
+        let log = self.readable_log(object)?;
+        let piece = console_log::find(&log, number).ok_or(Reason::StaleHandle)?;
+        match piece.open() {
+            Ok(Some(open)) => Ok(Content::Piece(open)),
+            Ok(None) => Ok(snapshot("")),
+            Err(error) => Err(Reason::Failed(format!("{} cannot be opened: {error}", log.display()))),
+        }
+    }
+
+    /// The log that the definition names, if it is one that we read. Before the definition was fetched it is where guests
+    /// made here print to, so that whoever follows a booting guest does not come too early.
+    fn readable_log(&self, object: &Object) -> Result<PathBuf, Reason> {
+        let Object::Instance(instance) = object else { return Err(Reason::NotFound("console log here".into())) };
+        let log = match &instance.record.definition {
+            None => Some(self.engine.console_path(instance.id)),
+            Some(definition) => definition.console_log.clone(),
+        };
+        match log {
+            Some(path) if self.is_readable_log(&path) => Ok(path),
+            Some(path) => Err(Reason::Unsupported(format!(
+                "the guest's log {} lies outside the places that instancefs reads; read it there",
+                path.display()
+            ))),
+            None => Err(Reason::Unsupported("the definition logs no serial console; add <log file=.../> to it".into())),
         }
     }
 
@@ -230,8 +264,6 @@ impl Tree {
             (Directory::Root, root::ABI) => Ok(snapshot(&format!("{}\n", root::ABI_VERSION))),
             (Directory::Root, root::HEALTH) => Ok(snapshot(&root::health(&self.inventory.health()))),
             (Directory::Root, root::LAST_ERROR) => Ok(snapshot(&errors::last(&self.inventory.refusals(uid)))),
-            (Directory::Root, root::EVENTS) => open(self.events.path()),
-            (Directory::Root, root::EVENTS_OLD) => open(&self.old_events()),
             (Directory::Summary, root::SUMMARY_INSTANCES) => Ok(self.summary(id, || {
                 let lines = self.inventory.instances().into_iter().map(|instance| root::instance_line(&instance));
                 [root::INSTANCES_HEADER.to_owned()].into_iter().chain(lines).collect()
@@ -259,17 +291,11 @@ impl Tree {
     pub(super) fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
         match (directory, id) {
             (Directory::Root, root::LAST_ERROR) => Some(0),
-            (Directory::Root, root::EVENTS) => Some(self.events.length()),
-            (Directory::Root, root::EVENTS_OLD) => fs::metadata(self.old_events()).ok().map(|metadata| metadata.len()),
             _ => match self.file_content(directory, id, 0).ok()? {
                 Content::Snapshot(bytes) => Some(bytes.len() as u64),
-                Content::File(_) => None,
+                Content::File(_) | Content::Piece(_) => None,
             },
         }
-    }
-
-    pub(super) fn old_events(&self) -> PathBuf {
-        self.events.path().with_extension("1")
     }
 }
 
@@ -306,7 +332,7 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         | Read::Sometimes(_)
         | Read::Document(_)
         | Read::Definition
-        | Read::Stream(_)
+        | Read::Stream
         | Read::Data
         | Read::Console(_) => Kind::File,
         Read::Directory | Read::Keys(_) => Kind::Directory,
@@ -321,7 +347,7 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         | Read::Sometimes(_)
         | Read::Document(_)
         | Read::Definition
-        | Read::Stream(_)
+        | Read::Stream
         | Read::Data
         | Read::Console(_)
         | Read::Directory

@@ -19,6 +19,8 @@ pub(super) struct Head {
     pub(super) mode: u16,
     /// Nobody may write it.
     pub(super) is_read_only: bool,
+    /// It is a piece of a stream.
+    pub(super) is_stream: bool,
 }
 
 /// Of every row of a class.
@@ -29,6 +31,7 @@ pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
             name: row.name,
             mode: row.mode,
             is_read_only: row.is_read_only(),
+            is_stream: matches!(row.read, Read::Stream),
         }))
     }
     match class {
@@ -92,8 +95,7 @@ impl Tree {
         let (class, number) = (object.class(), object.number());
         let row = rows_in(class, directory_name(parent)?).find(|(_, child)| *child == name);
         if let Some((head, _)) = row {
-            let node = Node::Attribute(class, number, head.id);
-            return self.object_attributes(node, &object).map(|_| node);
+            return self.named(&object, &head);
         }
         let key = match parent {
             Node::Attribute(_, _, row) => {
@@ -116,8 +118,8 @@ impl Tree {
         let (class, number) = (object.class(), object.number());
         let Some(directory) = directory_name(parent) else { return };
         for (head, name) in rows_in(class, directory).filter(|(head, _)| u64::from(head.id) > cookie) {
-            let node = Node::Attribute(class, number, head.id);
-            if self.object_attributes(node, object).is_some() && !each(u64::from(head.id), name, node) {
+            let Some(node) = self.named(object, &head) else { continue };
+            if !each(u64::from(head.id), name, node) {
                 return;
             }
         }
@@ -138,6 +140,15 @@ impl Tree {
                 return;
             }
         }
+    }
+
+    /// The place that a row's name stands for now, if it exists.
+    fn named(&self, object: &Object, head: &Head) -> Option<Node> {
+        if head.is_stream {
+            return self.piece(head.id, object);
+        }
+        let node = Node::Attribute(object.class(), object.number(), head.id);
+        self.object_attributes(node, object).map(|_| node)
     }
 
     /// The names in a directory in which tools may make temporary files, which are told from misspelt names by them.
@@ -163,6 +174,7 @@ fn directory_name(node: Node) -> Option<Option<&'static str>> {
         Node::Directory(_)
         | Node::File(..)
         | Node::Key(..)
+        | Node::Events(_)
         | Node::NameLink(..)
         | Node::StateLink(..)
         | Node::Scratch(_) => None,

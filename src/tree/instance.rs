@@ -52,6 +52,11 @@ const fn with_read(mut row: InstanceRow, read: Read<Instance>) -> InstanceRow {
     row
 }
 
+/// `console.log`, and all pieces of the log.
+pub const CONSOLE_LOG: u8 = 27;
+/// `console.log.1`
+pub const FORMER_CONSOLE_LOG: u8 = 59;
+
 /// The table.
 pub static ROWS: &[InstanceRow] = &[
     writable(
@@ -227,15 +232,14 @@ pub static ROWS: &[InstanceRow] = &[
     ),
     with_read(
         row(
-            27,
+            CONSOLE_LOG,
             "console.log",
             0o440,
             Type::Document("text"),
-            "What the guest printed on its serial console. EOPNOTSUPP if the definition names no serial log.",
+            "What the guest printed on its serial console. A stream of 4 MiB: after so many it goes on in a new file, \
+             and the full one is console.log.1. EOPNOTSUPP if the definition names no serial log.",
         ),
-        Read::Stream(|instance| {
-            instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone())
-        }),
+        Read::Stream,
     ),
     with_read(
         row(28, "spec.json", 0o440, Type::Document("JSON"), "What can be written, as one canonical document."),
@@ -300,6 +304,16 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         |instance| instance.record.flavor.clone().unwrap_or_default(),
         |value, resolver| resolver.flavor(filled(value)?).map(InstanceChange::Flavor),
+    ),
+    with_read(
+        row(
+            FORMER_CONSOLE_LOG,
+            "console.log.1",
+            0o440,
+            Type::Document("text"),
+            "The 4 MiB of the console log before those; absent until there were so many.",
+        ),
+        Read::Stream,
     ),
     with_read(row(60, "console", 0o550, Type::Directory, "Ways to the guest's consoles."), Read::Directory),
     with_read(

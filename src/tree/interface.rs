@@ -101,17 +101,24 @@ impl Tree {
     fn entry(&self, parent: Node, name: &str) -> Option<Node> {
         match parent {
             Node::Directory(directory) => fixed::lookup(directory, name)
-                .filter(|node| self.exists(*node))
+                .and_then(|node| self.present(node))
                 .or_else(|| self.names.lookup(directory, name)),
             Node::Object(..) | Node::Attribute(..) => self.child(parent, name),
-            Node::File(..) | Node::Key(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => None,
+            Node::File(..)
+            | Node::Key(..)
+            | Node::Events(_)
+            | Node::NameLink(..)
+            | Node::StateLink(..)
+            | Node::Scratch(_) => None,
         }
     }
 
-    fn exists(&self, node: Node) -> bool {
+    /// The place that a name of the tables stands for now, if it exists.
+    fn present(&self, node: Node) -> Option<Node> {
         match node {
-            Node::File(Directory::Root, root::EVENTS_OLD) => self.old_events().exists(),
-            _ => true,
+            Node::File(Directory::Root, root::EVENTS) => Some(Node::Events(self.events.current().first)),
+            Node::File(Directory::Root, root::EVENTS_OLD) => Some(Node::Events(self.events.former()?.first)),
+            node => Some(node),
         }
     }
 
@@ -148,7 +155,8 @@ impl Interface for Tree {
             Node::Directory(place) => {
                 for (index, (name, node)) in fixed::entries(place).into_iter().enumerate() {
                     let position = index as u64 + 1;
-                    if position > cookie && self.exists(node) && !each(position, &name, node) {
+                    let Some(node) = self.present(node).filter(|_| position > cookie) else { continue };
+                    if !each(position, &name, node) {
                         return Ok(());
                     }
                 }
@@ -160,9 +168,12 @@ impl Interface for Tree {
                 self.children(directory, &object, cookie, each);
                 Ok(())
             }
-            Node::File(..) | Node::Key(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
-                Err(Reason::NotFound("such directory".into()))
-            }
+            Node::File(..)
+            | Node::Key(..)
+            | Node::Events(_)
+            | Node::NameLink(..)
+            | Node::StateLink(..)
+            | Node::Scratch(_) => Err(Reason::NotFound("such directory".into())),
         }
     }
 
@@ -178,7 +189,12 @@ impl Interface for Tree {
                 Object::Task(task) => link(find(task::ROWS, id)?, task),
                 Object::Flavor(flavor) => link(find(flavor::ROWS, id)?, flavor),
             },
-            Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Key(..) | Node::Scratch(_) => None,
+            Node::Directory(_)
+            | Node::File(..)
+            | Node::Object(..)
+            | Node::Key(..)
+            | Node::Events(_)
+            | Node::Scratch(_) => None,
         }
     }
 
@@ -204,6 +220,13 @@ impl Interface for Tree {
                     }
                 }
             }
+            Node::Events(first) => match self.events.segment(first).and_then(|segment| segment.file) {
+                Some(file) => Ok(Content::File(file)),
+                None => Ok(snapshot("")),
+            },
+            Node::Key(Class::Instance, _, instance::CONSOLE_LOG, piece) => {
+                self.console_log(&self.object(node).ok_or_else(gone)?, piece)
+            }
             Node::Key(_, _, row, serial) => {
                 let object = self.object(node).ok_or_else(gone)?;
                 let key = directory::key(&object, row, serial);
@@ -228,7 +251,9 @@ impl Interface for Tree {
             Node::Object(..) | Node::Attribute(..) | Node::Key(..) => {
                 self.object(node).map(|object| self.object_grants(node, &object)).unwrap_or_default()
             }
-            Node::Directory(_) | Node::File(..) | Node::NameLink(..) | Node::StateLink(..) => Vec::new(),
+            Node::Directory(_) | Node::File(..) | Node::Events(_) | Node::NameLink(..) | Node::StateLink(..) => {
+                Vec::new()
+            }
         }
     }
 
@@ -266,7 +291,7 @@ impl Interface for Tree {
                 };
                 is_published_data || rows(class).any(|head| head.id == id && head.is_read_only)
             }
-            Node::File(..) => true,
+            Node::File(..) | Node::Events(_) => true,
             Node::Key(class, _, row, _) => rows(class).any(|head| head.id == row && head.is_read_only),
             Node::Directory(_) | Node::Object(..) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
                 false

@@ -36,11 +36,12 @@ use crate::inventory::Change;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+use crate::workflow::console_log::OpenPiece;
 pub use crate::workflow::drafts_data::FindCompletion;
 use crate::workflow::request::Completion;
 pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
-pub use node::{Directory, Node, object_number};
+pub use node::{Directory, Node, object_number, stream_of};
 pub use rights::{Admission, Grant};
 
 /// What `stat` says of a place, but for times and inode number.
@@ -91,8 +92,10 @@ pub enum Caching {
 pub enum Content {
     /// One version, to be served until offset 0 is read again.
     Snapshot(Arc<[u8]>),
-    /// A file on disk that only grows, read live (`events`, `console.log`), or never changes (an active image).
+    /// A file on disk that only grows, read live (`events`), or never changes (an active image).
     File(Arc<std::fs::File>),
+    /// A piece of a console log, read live.
+    Piece(OpenPiece),
 }
 
 /// Answers a request that creates or finds a place.

@@ -20,6 +20,8 @@ pub enum Node {
     NameLink(Class, u64),
     /// An object's symlink in `by-state`.
     StateLink(Class, u64),
+    /// A file of the event log, by the number of its first line: `events` is another one after it was full.
+    Events(u64),
     /// A temporary file.
     Scratch(u64),
 }
@@ -83,6 +85,8 @@ const FIELD_BITS: u32 = 8;
 const SCRATCH: u64 = 1 << 62;
 /// Below it, 30 bits of the object's number, 8 of the row, 23 of the serial.
 const KEY: u64 = 1 << 61;
+/// Not with [`KEY`], whose numbers reach as high.
+const EVENTS: u64 = 1 << 60;
 const SERIAL_BITS: u32 = 23;
 const OBJECT_DIRECTORY: u8 = 0;
 const NAME_LINK: u8 = 254;
@@ -132,6 +136,24 @@ pub fn object_number(inode: u64) -> Option<u64> {
     Node::from_inode(inode, |_| Some(Class::Instance))?.object_number()
 }
 
+/// The stream that an inode is a file of: its number is the same for all files of one stream.
+pub fn stream_of(inode: u64) -> Option<u64> {
+    match Node::from_inode(inode, |_| Some(Class::Instance))? {
+        Node::Events(_) => Some(EVENTS),
+        Node::Key(class, number, row @ super::instance::CONSOLE_LOG, _) => {
+            Some(Node::Attribute(class, number, row).inode())
+        }
+        Node::Key(..)
+        | Node::Directory(_)
+        | Node::File(..)
+        | Node::Object(..)
+        | Node::Attribute(..)
+        | Node::NameLink(..)
+        | Node::StateLink(..)
+        | Node::Scratch(_) => None,
+    }
+}
+
 /// Inode numbers: object number and row, so that they are stable across restarts without bookkeeping. Numbers below 16
 /// are the fixed part: 0 the directories, 1 the files of the root, 2 those of `summary`, from 8 on `by-state`'s words.
 impl Node {
@@ -141,6 +163,7 @@ impl Node {
             Node::Attribute(_, _, row) | Node::Key(_, _, row, _) => Some(row),
             Node::Directory(_)
             | Node::File(..)
+            | Node::Events(_)
             | Node::Object(..)
             | Node::NameLink(..)
             | Node::StateLink(..)
@@ -156,7 +179,7 @@ impl Node {
             | Node::Key(_, number, ..)
             | Node::NameLink(_, number)
             | Node::StateLink(_, number) => Some(number),
-            Node::Directory(_) | Node::File(..) | Node::Scratch(_) => None,
+            Node::Directory(_) | Node::File(..) | Node::Events(_) | Node::Scratch(_) => None,
         }
     }
 
@@ -174,6 +197,7 @@ impl Node {
             }
             Node::NameLink(_, number) => (number << FIELD_BITS) | u64::from(NAME_LINK),
             Node::StateLink(_, number) => (number << FIELD_BITS) | u64::from(STATE_LINK),
+            Node::Events(first) => EVENTS | (first & (EVENTS - 1)),
             Node::Scratch(serial) => SCRATCH | serial,
         }
     }
@@ -188,6 +212,9 @@ impl Node {
             let place = (inode & !KEY) >> SERIAL_BITS;
             let number = place >> FIELD_BITS;
             return Some(Node::Key(class(number)?, number, u8::try_from(place & 0xff).ok()?, serial));
+        }
+        if inode & EVENTS != 0 {
+            return Some(Node::Events(inode & !EVENTS));
         }
         let number = inode >> FIELD_BITS;
         let row = u8::try_from(inode & 0xff).ok()?;
@@ -219,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_place_has_an_inode_number_of_its_own_that_leads_back() {
-        let mut nodes = vec![Node::Scratch(7)];
+        let mut nodes = vec![Node::Scratch(7), Node::Events(7)];
         let fixed = [
             Directory::Root,
             Directory::Trash,

@@ -50,6 +50,13 @@ impl Tree {
                     time,
                 })
             }
+            Node::Events(first) => {
+                let size = self.events.segment(first)?.length;
+                let gid = self.settings.admin_group;
+                // The name may stand for another one at any time.
+                let caching = Caching::Nothing;
+                Some(Attributes { kind: Kind::File, mode: 0o440, uid: 0, gid, size, allocated: None, caching, time })
+            }
             Node::Scratch(serial) => {
                 let (uid, parent, size) = self.scratch.stat(serial)?;
                 let gid = self.object(parent)?.ownership().project;

@@ -60,6 +60,7 @@ fn row_id(file: OpenFile) -> Option<u8> {
         super::Node::Directory(_)
         | super::Node::File(..)
         | super::Node::Object(..)
+        | super::Node::Events(_)
         | super::Node::NameLink(..)
         | super::Node::StateLink(..)
         | super::Node::Scratch(_) => None,
@@ -76,6 +77,7 @@ fn is_writer(object: &Object, file: OpenFile, caller: &Caller) -> bool {
         super::Node::Attribute(..)
         | super::Node::Directory(_)
         | super::Node::File(..)
+        | super::Node::Events(_)
         | super::Node::Object(..)
         | super::Node::NameLink(..)
         | super::Node::StateLink(..)

@@ -4,11 +4,10 @@
 //! than stopping anything. Lost lines leave a gap in `seq`.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ledger::now;
-use crate::inventory::{Inventory, Update};
+use crate::inventory::{Growth, Inventory, Update};
 use crate::model::Class;
 
 /// The file is renamed to `events.1` before it grows beyond so many bytes.
@@ -86,10 +85,26 @@ enum Message {
     Flush(Sender<()>),
 }
 
+/// A file of the log as it is now.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The number of its first line, which tells it from all others.
+    pub first: u64,
+    /// Bytes of whole lines in it.
+    pub length: u64,
+    /// It, open for reading; `None` if it cannot be opened.
+    pub file: Option<Arc<File>>,
+}
+
+struct Segments {
+    current: Segment,
+    former: Option<Segment>,
+}
+
 /// The log and its writer.
 pub struct EventLog {
     path: PathBuf,
-    length: Arc<AtomicU64>,
+    segments: Arc<Mutex<Segments>>,
     queue: Mutex<Sender<Message>>,
 }
 
@@ -115,19 +130,29 @@ impl EventLog {
                 Err(error) => return Err(error),
             },
         };
-        let length = Arc::new(AtomicU64::new(file.metadata()?.len()));
+        let next_seq = last.map_or(1, |seq| seq + 1);
+        let current = segment(&path, next_seq)?;
+        let former = match segment(&former(&path), 0) {
+            Ok(segment) => Some(segment),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let announced = current.first;
+        let segments = Arc::new(Mutex::new(Segments { current, former }));
         let (sender, receiver) = channel();
         let writer = Writer {
             path: path.clone(),
             file: Some(file),
-            length: Arc::clone(&length),
+            segments: Arc::clone(&segments),
+            announced,
             limit,
-            next_seq: last.map_or(1, |seq| seq + 1),
+            next_seq,
+            batch_first: next_seq,
             failing: false,
             inventory,
         };
         thread::Builder::new().name("events".to_owned()).spawn(move || writer.run(&receiver))?;
-        Ok(Arc::new(EventLog { path, length, queue: Mutex::new(sender) }))
+        Ok(Arc::new(EventLog { path, segments, queue: Mutex::new(sender) }))
     }
 
     /// Queues an entry; never blocks.
@@ -136,14 +161,25 @@ impl EventLog {
         let _sent = self.queue.lock().send(Message::Entry(now(), entry));
     }
 
-    /// The file.
+    /// Where the growing file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes of whole lines in the file.
-    pub fn length(&self) -> u64 {
-        self.length.load(Ordering::Acquire)
+    /// The growing file.
+    pub fn current(&self) -> Segment {
+        self.segments.lock().current.clone()
+    }
+
+    /// The one before.
+    pub fn former(&self) -> Option<Segment> {
+        self.segments.lock().former.clone()
+    }
+
+    /// The file with this first line, if it is one of these two.
+    pub fn segment(&self, first: u64) -> Option<Segment> {
+        let segments = self.segments.lock();
+        std::iter::once(&segments.current).chain(&segments.former).find(|segment| segment.first == first).cloned()
     }
 
     /// Waits until everything recorded so far is on the disk, or lost; at most 5 s.
@@ -159,9 +195,13 @@ struct Writer {
     path: PathBuf,
     /// `None` after a rotation that could not open the new file.
     file: Option<File>,
-    length: Arc<AtomicU64>,
+    segments: Arc<Mutex<Segments>>,
+    /// The first line of the file that was announced last.
+    announced: u64,
     limit: u64,
     next_seq: u64,
+    /// The number of the first line of the batch.
+    batch_first: u64,
     failing: bool,
     inventory: Arc<Inventory>,
 }
@@ -171,6 +211,7 @@ impl Writer {
         let mut batch = Vec::new();
         while let Ok(first) = queue.recv() {
             let mut flushed = Vec::new();
+            self.batch_first = self.next_seq;
             let mut next = Some(first);
             while let Some(message) = next {
                 match message {
@@ -227,14 +268,17 @@ impl Writer {
                     log::info!("{} is written again", self.path.display());
                     self.failing = false;
                 }
-                self.inventory.apply(vec![Update::Events]);
+                let current = self.segments.lock().current.first;
+                let former = (current != self.announced).then_some(self.announced);
+                self.announced = current;
+                self.inventory.apply(vec![Update::Events(Growth { current, former })]);
             }
             Err(error) => self.failed(&error),
         }
     }
 
     fn append(&mut self, batch: &[u8]) -> io::Result<()> {
-        let length = self.length.load(Ordering::Acquire);
+        let length = self.segments.lock().current.length;
         if length > 0 && length + batch.len() as u64 > self.limit {
             self.file = None;
             match std::fs::rename(&self.path, former(&self.path)) {
@@ -243,19 +287,30 @@ impl Writer {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
-            self.length.store(0, Ordering::Release);
+            let mut segments = self.segments.lock();
+            let next = Segment { first: self.batch_first, length: 0, file: None };
+            segments.former = Some(std::mem::replace(&mut segments.current, next));
         }
-        let length = self.length.load(Ordering::Acquire);
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(open(&self.path)?),
+            none => {
+                let file = open(&self.path)?;
+                let readable = Arc::new(File::open(&self.path)?);
+                let mut segments = self.segments.lock();
+                segments.current.file = Some(readable);
+                // Lines that were lost before the file could be opened are not in it.
+                segments.current.first = self.batch_first;
+                drop(segments);
+                none.insert(file)
+            }
         };
+        let length = self.segments.lock().current.length;
         // What is behind the last whole line is half a batch of ours that did not fit.
         if file.metadata()?.len() > length {
             file.set_len(length)?;
         }
         file.write_all(batch)?;
-        self.length.store(length + batch.len() as u64, Ordering::Release);
+        self.segments.lock().current.length = length + batch.len() as u64;
         Ok(())
     }
 
@@ -265,6 +320,15 @@ impl Writer {
             self.failing = true;
         }
     }
+}
+
+/// A file of the log, opened for reading; `next` is the number of its first line while it has none.
+fn segment(path: &Path, next: u64) -> io::Result<Segment> {
+    let file = File::open(path)?;
+    let mut line = Vec::new();
+    BufReader::new(&file).take(TAIL_BYTES).read_until(b'\n', &mut line)?;
+    let first = serde_json::from_slice::<Numbered>(&line).map_or(next, |line| line.seq);
+    Ok(Segment { first, length: file.metadata()?.len(), file: Some(file.into()) })
 }
 
 fn former(path: &Path) -> PathBuf {
@@ -338,7 +402,7 @@ mod tests {
             log.record(entry("one"));
             log.record(entry("two"));
             log.flush();
-            assert_eq!(log.length(), path.metadata().unwrap().len());
+            assert_eq!(log.current().length, path.metadata().unwrap().len());
         }
         assert_eq!(seqs(&path), [1, 2, 3, 4]);
         assert_eq!(lines(&path)[1]["what"], "two");
@@ -360,6 +424,9 @@ mod tests {
             recorded += 1;
         }
         assert!(former(&path).metadata().unwrap().len() <= 1000);
+        let (current, old) = (log.current(), log.former().unwrap());
+        assert_eq!((old.first, current.first), (1, seqs(&path)[0]));
+        assert_eq!(old.length, former(&path).metadata().unwrap().len());
         let all: Vec<u64> = seqs(&former(&path)).into_iter().chain(seqs(&path)).collect();
         assert_eq!(all, (1..=recorded).collect::<Vec<_>>());
 
@@ -398,7 +465,7 @@ mod tests {
         let log = EventLog::open(path.clone(), inventory).unwrap();
         log.record(entry("one"));
         let batch = changes.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(matches!(batch[..], [crate::inventory::Change::Events]));
+        assert!(matches!(batch[..], [crate::inventory::Change::Events(_)]));
         assert_eq!(seqs(&path), [1]);
     }
 

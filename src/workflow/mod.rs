@@ -7,6 +7,7 @@
 mod apply;
 mod boot;
 mod commit;
+pub mod console_log;
 pub mod consoles;
 mod draft;
 pub mod drafts_data;

@@ -189,7 +189,7 @@ impl Interface for Fake {
                 let size = self.target(node)?.len() as u64;
                 Some(Attributes { kind: Kind::Symlink, ..file(0o777, size) })
             }
-            Node::StateLink(..) | Node::Key(..) | Node::Scratch(_) => None,
+            Node::StateLink(..) | Node::Key(..) | Node::Events(_) | Node::Scratch(_) => None,
         }
     }
 
@@ -360,8 +360,8 @@ impl Fake {
             Change::Object { .. }
             | Change::Moved(Class::Instance | Class::Image | Class::Flavor, _)
             | Change::Health
-            | Change::Events
-            | Change::Console(_) => Default::default(),
+            | Change::Events(_)
+            | Change::Console(..) => Default::default(),
         }
     }
 }

@@ -19,7 +19,7 @@ fn next_console(changes: &Receiver<Arc<Vec<Change>>>, patience: Duration) -> Opt
     let deadline = Instant::now() + patience;
     while let Ok(batch) = changes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         for change in batch.iter() {
-            if let Change::Console(id) = change {
+            if let Change::Console(id, _) = change {
                 return Some(id.id);
             }
         }

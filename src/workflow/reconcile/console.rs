@@ -1,6 +1,6 @@
-//! Console logs: a thread that notices by inotify when one grows.
+//! Console logs: a thread that notices by inotify when one grows, and keeps ours from filling the disk.
 //!
-//! It watches the directories of the logs, so that a log may come later or be rotated, and never opens a log. It alone
+//! It watches the directories of the logs, so that a log may come later or be rotated, and opens none but ours. It alone
 //! touches paths that a domain's definition names; one that leads into our own mount is never touched, because a
 //! thread of the daemon that waits there could not be killed.
 
@@ -21,16 +21,25 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::inventory::{Inventory, Update};
+use crate::inventory::{Growth, Inventory, Update};
+use crate::workflow::console_log;
 
 /// At most one announcement of one log in this time.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// A console log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Log {
+    pub(super) path: PathBuf,
+    /// We had it made: what is no longer read of it may be taken off the disk.
+    pub(super) is_ours: bool,
+}
 
 /// What others tell the watching thread.
 #[derive(Default)]
 struct Orders {
     /// The log of each of these instances from now on, if it has one to watch.
-    targets: HashMap<Uuid, Option<PathBuf>>,
+    targets: HashMap<Uuid, Option<Log>>,
     mount_device: Option<u64>,
     stopping: bool,
 }
@@ -53,7 +62,7 @@ impl Console {
         let _counted = self.wake.write(1);
     }
 
-    pub(super) fn watch(&self, id: Uuid, log: Option<PathBuf>) {
+    pub(super) fn watch(&self, id: Uuid, log: Option<Log>) {
         self.order(|orders| drop(orders.targets.insert(id, log)));
     }
 
@@ -109,13 +118,39 @@ impl Console {
 type Place = (WatchDescriptor, OsString);
 
 struct Target {
-    log: PathBuf,
+    log: Log,
     /// `None` while it cannot be watched.
     place: Option<Place>,
     /// When its growth may be announced again.
     due: Instant,
     /// It grew and that was not announced.
     grown: bool,
+    /// The piece that was announced last.
+    announced: Option<u32>,
+    /// So much of its beginning is off the disk; `None` if that cannot be done here.
+    punched: Option<u64>,
+}
+
+impl Target {
+    fn growth(&mut self) -> Growth {
+        let current = console_log::pieces(&self.log.path).0.number;
+        let former = self.announced.replace(current).filter(|announced| *announced != current);
+        Growth { current: current.into(), former: former.map(u64::from) }
+    }
+
+    fn punch(&mut self) {
+        let Some(done) = self.punched.filter(|_| self.log.is_ours) else { return };
+        self.punched = match console_log::punch(&self.log.path, done) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                log::warn!(
+                    "what is no longer read of the console log {} stays on the disk: {error}",
+                    self.log.path.display()
+                );
+                None
+            }
+        };
+    }
 }
 
 struct Watcher {
@@ -130,13 +165,14 @@ struct Watcher {
 
 impl Watcher {
     fn wait(&self, wake: &EventFd) -> Result<(), Errno> {
-        let due = self.targets.values().filter(|target| target.grown).map(|target| target.due);
-        let until = due.min().map_or(self.next_look, |due| due.min(self.next_look));
+        let due = self.targets.values().filter(|target| target.grown).map(|target| target.due).min();
+        let until = due.map_or(self.next_look, |due| due.min(self.next_look));
         // Rounded up, so that it is due then.
         let wait = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
-        let mut sources =
-            [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        // A guest may print without end: between two announcements nobody is woken by it.
+        let growth = if due.is_some() { PollFlags::empty() } else { PollFlags::POLLIN };
+        let mut sources = [PollFd::new(self.inotify.as_fd(), growth), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         match poll(&mut sources, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
@@ -189,15 +225,23 @@ impl Watcher {
             if self.targets.get(&id).map(|target| &target.log) == log.as_ref() {
                 continue;
             }
-            if let Some(target) = self.targets.remove(&id) {
-                self.give_up(target.place);
+            if let Some(mut target) = self.targets.remove(&id) {
+                self.give_up(target.place.take());
                 if target.grown {
-                    self.inventory.apply(vec![Update::Console(id)]);
+                    self.inventory.apply(vec![Update::Console(id, target.growth())]);
+                    target.punch();
                 }
             }
             if let Some(log) = log {
-                let place = self.place(id, &log);
-                self.targets.insert(id, Target { log, place, due: Instant::now(), grown: false });
+                let place = self.place(id, &log.path);
+                let mut target =
+                    Target { log, place, due: Instant::now(), grown: false, announced: None, punched: Some(0) };
+                if target.place.is_some() {
+                    // What it printed while nobody watched is on the disk.
+                    target.growth();
+                    target.punch();
+                }
+                self.targets.insert(id, target);
             }
         }
     }
@@ -208,7 +252,7 @@ impl Watcher {
             let Some(mut target) = self.targets.remove(&id) else { continue };
             let watched = target.place.is_some();
             self.give_up(target.place.take());
-            target.place = self.place(id, &target.log);
+            target.place = self.place(id, &target.log.path);
             // It may have grown before it was watched.
             target.grown |= !watched && target.place.is_some();
             self.targets.insert(id, target);
@@ -268,7 +312,8 @@ impl Watcher {
             if target.grown && target.due <= now {
                 target.grown = false;
                 target.due = now + QUIET;
-                updates.push(Update::Console(*id));
+                updates.push(Update::Console(*id, target.growth()));
+                target.punch();
             }
         }
         if !updates.is_empty() {

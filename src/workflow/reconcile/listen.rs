@@ -1,10 +1,10 @@
 //! What follows from changes of the inventory: who waits is woken, definitions are fetched, consoles watched, locks
 //! mirrored.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use super::console::Log;
 use super::{CHANNEL_PATIENCE, Reconciler};
 use crate::hypervisor::PowerState;
 use crate::inventory::{Change, Instance, Object};
@@ -38,8 +38,8 @@ impl Reconciler {
                     }
                     Change::Object { .. }
                     | Change::Health
-                    | Change::Events
-                    | Change::Console(_)
+                    | Change::Events(_)
+                    | Change::Console(..)
                     | Change::Moved(..) => {}
                 }
             }
@@ -82,15 +82,14 @@ impl Reconciler {
 }
 
 /// The console log of a running instance: the one that its definition names, else where those of ours are.
-fn console_log(reconciler: &Reconciler, instance: &Instance) -> Option<PathBuf> {
+fn console_log(reconciler: &Reconciler, instance: &Instance) -> Option<Log> {
     match instance.domain.as_ref()?.power {
         PowerState::Running | PowerState::Paused | PowerState::PmSuspended => {}
         PowerState::ShutOff | PowerState::Crashed => return None,
     }
+    let usual = reconciler.settings.state_directory.join("consoles").join(format!("{}.log", instance.id));
     let named = instance.record.definition.as_ref().and_then(|definition| definition.console_log.clone());
-    Some(
-        named.unwrap_or_else(|| {
-            reconciler.settings.state_directory.join("consoles").join(format!("{}.log", instance.id))
-        }),
-    )
+    let path = named.unwrap_or_else(|| usual.clone());
+    // Whose disk we made, his definition we wrote.
+    Some(Log { is_ours: path == usual && !instance.record.disks.is_empty(), path })
 }
