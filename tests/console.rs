@@ -125,6 +125,7 @@ fn a_token_is_its_readers_alone() {
     let given = PathBuf::from(owner.act(|| fs::read_to_string(&file)).expect("the owner reads").trim_end());
     daemon.set(format!("instances/{id}/owner"), "games");
     wait_until("it has changed hands", || !given.exists());
+    assert_eq!(everything(socket), "", "who had it is out");
 }
 
 #[test]

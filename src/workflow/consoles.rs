@@ -1,5 +1,6 @@
 //! Consoles: who reads `console/serial` or `console/vnc` gets the path of a socket that nobody else can guess or open,
-//! that takes one connection, and that is gone after use, after its time, and when the guest stops or changes hands.
+//! that takes one connection, and that is gone after use, after its time, and when the guest stops or changes hands. What
+//! is connected ends with the guest's run, and when the instance changes hands.
 //!
 //! A token is offered by a reader's thread, which only makes the socket. One thread waits for connections; each
 //! connection then has a thread of its own, since the hypervisor may hang.
@@ -37,10 +38,10 @@ const TOKENS_PER_DEVICE: usize = 8;
 /// Unused tokens of all instances.
 const TOKENS_MAX: usize = 512;
 
-/// While there are tokens, it is looked so often whether they still hold.
+/// While there are tokens or sessions, it is looked so often whether they still hold.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Bits of a token's name.
+/// Random bytes of a token's name.
 const TOKEN_BYTES: usize = 16;
 
 struct Token {
@@ -222,7 +223,9 @@ impl Shared {
                 drop::<Vec<Token>>(ended);
                 listeners
             };
-            let ready = match self.wait(&listeners) {
+            let sessions = self.sessions.look(|instance, generation| self.is_owned(instance, generation));
+            let patience = (sessions || !listeners.is_empty()).then_some(LOOK_INTERVAL);
+            let ready = match self.wait(&listeners, patience) {
                 Ok(ready) => ready,
                 Err(error) => {
                     log::error!("console sockets are not served any more: {error}");
@@ -238,22 +241,22 @@ impl Shared {
     fn holds(&self, token: &Token) -> bool {
         let instance = self.inventory.instance(token.instance);
         Instant::now() < token.until
-            && instance.is_some_and(|instance| {
-                instance.record.ownership.generation == token.generation && available(&instance, token.device).is_ok()
-            })
+            && self.is_owned(token.instance, token.generation)
+            && instance.is_some_and(|instance| available(&instance, token.device).is_ok())
+    }
+
+    /// Whether the instance has not changed hands since this generation.
+    fn is_owned(&self, instance: Uuid, generation: u32) -> bool {
+        self.inventory.instance(instance).is_some_and(|instance| instance.record.ownership.generation == generation)
     }
 
     /// The listeners that somebody connects to.
-    fn wait(&self, listeners: &[Arc<UnixListener>]) -> nix::Result<Vec<usize>> {
+    fn wait(&self, listeners: &[Arc<UnixListener>], patience: Option<Duration>) -> nix::Result<Vec<usize>> {
         let descriptors = listeners.iter().map(|listener| listener.as_fd());
         let sources = std::iter::once(self.wake.as_fd()).chain(descriptors);
         let mut sources: Vec<PollFd<'_>> =
             sources.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let timeout = if listeners.is_empty() {
-            PollTimeout::NONE
-        } else {
-            PollTimeout::try_from(LOOK_INTERVAL).unwrap_or(PollTimeout::MAX)
-        };
+        let timeout = patience.and_then(|patience| PollTimeout::try_from(patience).ok()).unwrap_or(PollTimeout::NONE);
         match poll(&mut sources, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno),
@@ -283,7 +286,7 @@ impl Shared {
         let token = state.tokens.remove(index);
         drop(state);
         if self.holds(&token) {
-            self.sessions.begin(token.instance, token.device, token.uid, client);
+            self.sessions.begin(&token, client);
         }
     }
 }

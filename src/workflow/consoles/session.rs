@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::Token;
 use crate::hypervisor::{ConsoleDevice, Hypervisor, HypervisorError};
 
 /// Sessions of one instance at a time; those that hang in the hypervisor count.
@@ -29,6 +30,7 @@ const RFB_VERSION: &[u8; 12] = b"RFB 003.008\n";
 
 struct Session {
     instance: Uuid,
+    generation: u32,
     client: UnixStream,
 }
 
@@ -45,9 +47,10 @@ impl Sessions {
     }
 
     /// Serves a client in a thread of its own. It ends with the guest's run, the client, or us.
-    pub(super) fn begin(self: &Arc<Self>, instance: Uuid, device: ConsoleDevice, uid: u32, client: UnixStream) {
+    pub(super) fn begin(self: &Arc<Self>, token: &Token, client: UnixStream) {
         let began = Instant::now();
-        let id = match self.register(instance, &client) {
+        let (instance, device, uid) = (token.instance, token.device, token.uid);
+        let id = match self.register(token, &client) {
             Ok(id) => id,
             Err(error) => return log::warn!("a console session of instance {instance} cannot begin: {error}"),
         };
@@ -92,7 +95,8 @@ impl Sessions {
     }
 
     /// `None` if the instance has enough of them.
-    fn register(&self, instance: Uuid, client: &UnixStream) -> io::Result<Option<u64>> {
+    fn register(&self, token: &Token, client: &UnixStream) -> io::Result<Option<u64>> {
+        let (instance, generation) = (token.instance, token.generation);
         let mut current = self.current.lock();
         if self.stopping.load(Ordering::Acquire) {
             return Err(io::Error::other("instancefs is ending"));
@@ -102,8 +106,18 @@ impl Sessions {
         }
         client.set_nonblocking(false)?;
         let id = current.keys().max().map_or(1, |last| last + 1);
-        current.insert(id, Session { instance, client: client.try_clone()? });
+        current.insert(id, Session { instance, generation, client: client.try_clone()? });
         Ok(Some(id))
+    }
+
+    /// Ends those of which `holds` is not true, given instance and generation of its ownership. Returns whether there are
+    /// sessions.
+    pub(super) fn look(&self, holds: impl Fn(Uuid, u32) -> bool) -> bool {
+        let current = self.current.lock();
+        for session in current.values().filter(|session| !holds(session.instance, session.generation)) {
+            let _closed = session.client.shutdown(Shutdown::Both);
+        }
+        !current.is_empty()
     }
 
     /// Ends them all; the threads end by themselves.
