@@ -134,7 +134,7 @@ pub fn judge(record: &FlavorRecord, role: Role, change: &FlavorChange) -> Result
     }
 }
 
-/// Flavors are root's to make and change.
+/// Flavors are the administrator's to make and change.
 pub fn by_root(role: Role) -> Result<(), Reason> {
     if role.is_administrator() { Ok(()) } else { Err(Reason::RootOnly) }
 }
