@@ -121,6 +121,7 @@ fn only_a_draft_of_a_flavor_is_deleted() {
     assert_eq!(errno(fs::remove_dir(daemon.path("flavors/small"))), libc::ENOTEMPTY);
     assert_eq!(errno(fs::remove_file(daemon.path("flavors/small/vcpus"))), libc::EPERM);
     assert_eq!(errno(symlink("x", daemon.path("flavors/y"))), libc::EPERM);
+    wait_until("it is offered", || daemon.path("by-state/flavors/active/small").exists());
     fs::rename(daemon.path("by-state/flavors/active/small"), daemon.path("by-state/flavors/draft/small"))
         .expect("out of use");
     assert_eq!(daemon.read("flavors/small/state"), "draft");

@@ -20,10 +20,13 @@ use crate::image::extent::{Find, find};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+use crate::tree::document::Step;
 use crate::tree::{Admission, Attributes, Caching, Content, Data, Directory, Interface, Kind, Node, Place};
+use crate::workflow::request::Completion;
 
 /// Longest value that a file takes in one write.
 const LONGEST_VALUE: usize = 4096;
+const TOO_LONG: &str = "a value has at most 4096 bytes";
 /// `.` and `..` come before an interface's cookies.
 const DOTS: u64 = 2;
 /// Entries fetched at a time.
@@ -300,16 +303,21 @@ impl Edge {
         answer(reply, (offset < attributes.size).then_some(found));
     }
 
-    /// One write of a value.
-    pub fn write_value(self: &Arc<Edge>, request: &Request, handle: Arc<Handle>, data: &[u8], reply: ReplyWrite) {
-        if data.len() > LONGEST_VALUE && !matches!(handle.node, Node::Scratch(_)) {
-            return reply.error(Errno::EINVAL);
-        }
+    /// One write of a value, or of a piece of a document.
+    pub fn write_value(
+        self: &Arc<Edge>,
+        request: &Request,
+        handle: Arc<Handle>,
+        offset: u64,
+        data: &[u8],
+        reply: ReplyWrite,
+    ) {
         let Ok(count) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
+        let caller = self.caller(request);
         let writer = handle.clone();
         let before = self.interface.admission(handle.node);
         let edge = self.clone();
-        let done = Box::new(move |result: Result<(), Reason>| match result {
+        let done: Completion = Box::new(move |result| match result {
             Ok(()) => {
                 writer.wrote();
                 edge.admitted(writer.node, &before);
@@ -317,7 +325,25 @@ impl Edge {
             }
             Err(reason) => reply.error(errno(&reason)),
         });
-        self.interface.write(handle.open_file(), self.caller(request), data, done);
+        let step = match self.interface.document(handle.node) {
+            Some(kind) => handle.collect(kind, &caller, offset == 0, data),
+            None if data.len() > LONGEST_VALUE => return done(Err(Reason::Malformed(TOO_LONG.to_owned()))),
+            None => return self.interface.write(handle.open_file(), caller, data, done),
+        };
+        match step {
+            Ok(Step::Wait) => done(Ok(())),
+            Ok(Step::Commit(document)) => self.interface.write(handle.open_file(), caller, &document, done),
+            Err(reason) => self.interface.refuse(handle.node, &caller, reason, done),
+        }
+    }
+
+    /// A handle is released: what is left in it of a document is dropped, which is said.
+    pub fn released(&self, handle: &Handle) {
+        if let Some(writer) = handle.unfinished() {
+            let reason = "the file was closed before the document was complete, so the rest of it was dropped";
+            let reason = Reason::Malformed(reason.to_owned());
+            self.interface.refuse(handle.node, &writer, reason, Box::new(|_refused| {}));
+        }
     }
 
     /// Bulk data, if the place is some.

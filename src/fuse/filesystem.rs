@@ -347,7 +347,7 @@ impl Filesystem for Frontend {
             }
             // Half of a value may have gone to the daemon before us.
             Purpose::Value if handle.is_adopted() && offset > 0 => reply.error(Errno::ESTALE),
-            Purpose::Value => edge.write_value(request, handle, data, reply),
+            Purpose::Value => edge.write_value(request, handle, offset, data, reply),
         }
     }
 
@@ -366,7 +366,9 @@ impl Filesystem for Frontend {
         reply: ReplyEmpty,
     ) {
         self.edge.pollers.remove(inode.0, handle.0);
-        drop(self.edge.handles.close(handle.0));
+        if let Some(handle) = self.edge.handles.close(handle.0) {
+            self.edge.released(&handle);
+        }
         reply.ok();
     }
 

@@ -7,6 +7,9 @@ use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::model::caller::Caller;
+use crate::model::reason::Reason;
+use crate::tree::document::{Buffer, Kind, Step};
 use crate::tree::{Content, Data, Node, OpenFile};
 
 /// What a handle is for.
@@ -32,6 +35,8 @@ pub struct Handle {
     /// 1 + the sequence of the last version read; 0: never read.
     seen: AtomicU64,
     written: AtomicBool,
+    /// The document that is being written, and who writes it.
+    document: Mutex<Option<(Buffer, Caller)>>,
 }
 
 impl Handle {
@@ -44,6 +49,7 @@ impl Handle {
             content: Mutex::new(None),
             seen: AtomicU64::new(0),
             written: AtomicBool::new(false),
+            document: Mutex::new(None),
         }
     }
 
@@ -55,6 +61,20 @@ impl Handle {
     /// A write through it succeeded.
     pub fn wrote(&self) {
         self.written.store(true, Ordering::Release);
+    }
+
+    /// One write of a document, see [`Buffer::write`].
+    pub fn collect(&self, kind: Kind, caller: &Caller, rewinds: bool, bytes: &[u8]) -> Result<Step, Reason> {
+        let mut document = self.document.lock();
+        let (buffer, writer) = document.get_or_insert_with(|| (Buffer::new(kind), caller.clone()));
+        writer.clone_from(caller);
+        buffer.write(rewinds, bytes)
+    }
+
+    /// Who wrote a document that was never completed.
+    pub fn unfinished(&self) -> Option<Caller> {
+        let document = self.document.lock();
+        document.as_ref().filter(|(buffer, _)| buffer.is_unfinished()).map(|(_, writer)| writer.clone())
     }
 
     /// What is served at an offset other than 0: what was read at 0.

@@ -1,5 +1,7 @@
 //! Changes to an object's attributes, and the judge of each; a write is a change set of one.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::caller::Role;
@@ -34,6 +36,8 @@ pub enum InstanceChange {
     Image(Uuid),
     /// `flavor`.
     Flavor(FlavorChoice),
+    /// `user_data`; `None` clears it.
+    UserData(Option<Arc<str>>),
     /// `vcpus`.
     Vcpus(u32),
     /// `memory_bytes`.
@@ -191,6 +195,7 @@ pub fn judge_instance(
         }
         InstanceChange::Name(wanted) => rename(situation, name, wanted),
         InstanceChange::Image(image) => hardware(situation, record.image == Some(*image), Resizable::Never),
+        InstanceChange::UserData(text) => hardware(situation, record.user_data == *text, Resizable::Never),
         InstanceChange::Flavor(choice) => {
             let already = record.flavor.as_ref() == Some(&choice.name);
             if !already {

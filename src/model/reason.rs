@@ -118,7 +118,13 @@ pub enum Reason {
     /// A document or temporary file over its limit.
     TooLarge,
     /// Several values of a document; its errno is the first refusal's in the interface's order.
-    Document(Vec<(String, Reason)>),
+    /// At least one, and not more than are worth reading.
+    Document {
+        /// Key and refusal, the one that decides first.
+        refused: Vec<(String, Reason)>,
+        /// How many there are beyond those.
+        more: usize,
+    },
     /// The file system has a limit on the length of a file.
     FileTooLarge,
     /// A handle that this daemon does not know, in the middle of a read or document.
@@ -135,7 +141,12 @@ impl Reason {
     /// The refusals of a document's keys as one, the one that decides first; `None` if there are none.
     pub fn of_document(mut refused: Vec<(String, Reason)>) -> Option<Reason> {
         refused.sort_by_key(|(_, reason)| reason.precedence());
-        if refused.is_empty() { None } else { Some(Reason::Document(refused)) }
+        let more = refused.len().saturating_sub(MOST_REFUSED);
+        refused.truncate(MOST_REFUSED);
+        for (key, _) in &mut refused {
+            shorten(key, LONGEST_KEY);
+        }
+        if refused.is_empty() { None } else { Some(Reason::Document { refused, more }) }
     }
 
     /// The place in the interface's order of refusals, in which the first match decides.
@@ -172,7 +183,7 @@ impl Reason {
             | Reason::StaleHandle
             | Reason::TimedOut(_)
             | Reason::Failed(_) => 8,
-            Reason::Document(refused) => refused.first().map_or(8, |(_, reason)| reason.precedence()),
+            Reason::Document { refused, .. } => refused.first().map_or(8, |(_, reason)| reason.precedence()),
         }
     }
 
@@ -209,13 +220,28 @@ impl Reason {
             Reason::StaleHandle => libc::ESTALE,
             Reason::TimedOut(_) => libc::ETIMEDOUT,
             Reason::Failed(_) => libc::EIO,
-            Reason::Document(refused) => refused.first().map_or(libc::EINVAL, |(_, reason)| reason.errno()),
+            Reason::Document { refused, .. } => refused.first().map_or(libc::EINVAL, |(_, reason)| reason.errno()),
         }
     }
 
     /// The errno's name, `EPERM`.
     pub fn errno_name(&self) -> &'static str {
         errno_name(self.errno())
+    }
+}
+
+/// So many keys of a document are named: all that there are in any class, and some metadata.
+const MOST_REFUSED: usize = 48;
+/// Bytes of a key that are shown: of those that exist the longest names of metadata.
+const LONGEST_KEY: usize = 240;
+/// Bytes that are shown of why one key is refused.
+const LONGEST_REFUSAL: usize = 400;
+
+fn shorten(text: &mut String, length: usize) {
+    if text.len() > length {
+        let end = (0..=length).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str("...");
     }
 }
 
@@ -332,11 +358,14 @@ impl fmt::Display for Reason {
             Reason::ReadOnlyMount => write!(f, "mounted with -o ro: this instancefs only observes"),
             Reason::NoSpace(place) => write!(f, "no space left on {place}; free some and try again"),
             Reason::TooLarge => write!(f, "too large: at most 1 MiB"),
-            Reason::Document(refused) => {
+            Reason::Document { refused, more } => {
                 for (index, (key, reason)) in refused.iter().enumerate() {
+                    // It may quote what was written.
+                    let mut reason = reason.to_string();
+                    shorten(&mut reason, LONGEST_REFUSAL);
                     write!(f, "{}{key}: {reason}", if index == 0 { "" } else { "; " })?;
                 }
-                Ok(())
+                if *more == 0 { Ok(()) } else { write!(f, "; and {more} more") }
             }
             Reason::FileTooLarge => write!(f, "the disk of the images takes no file of this size; write less"),
             Reason::StaleHandle => write!(f, "the daemon was restarted meanwhile; open the file again"),

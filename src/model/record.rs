@@ -1,5 +1,7 @@
 //! What the store holds of an object; JSON, one record a key.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -129,6 +131,9 @@ pub struct InstanceRecord {
     /// `metadata/`: free text.
     #[serde(default)]
     pub metadata: Keys<String>,
+    /// What cloud-init in the guest is to read. Shared, since it may be large and the record is copied often.
+    #[serde(default)]
+    pub user_data: Option<Arc<str>>,
 }
 
 impl InstanceRecord {
@@ -162,6 +167,7 @@ impl InstanceRecord {
             definition: None,
             definition_revision: 0,
             metadata: Keys::default(),
+            user_data: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
+use crate::tree::document;
 use crate::tree::reference::Resolver;
 
 /// The type column of the documentation, and what `--help` of a file would say.
@@ -83,8 +84,19 @@ pub enum Write<C> {
     Change(fn(&str, &Resolver<'_>) -> Result<C, Reason>),
     /// Bulk data.
     Data,
+    /// A whole document, which is collected until it is complete.
+    Document(fn(&str) -> Result<C, Reason>),
+    /// A document that sets any of the object's values.
+    Spec,
     /// The value of a file in this directory, with its name.
     Key(fn(&str, &str, &Resolver<'_>) -> Result<C, Reason>),
+    /// The same where `spec.json` makes and removes the files.
+    FreeKey {
+        /// The value of a file, with its name.
+        write: fn(&str, &str, &Resolver<'_>) -> Result<C, Reason>,
+        /// The removal of one.
+        remove: fn(&str) -> Result<C, Reason>,
+    },
 }
 
 /// One row: a file in every object's directory of the class.
@@ -109,6 +121,20 @@ impl<O, C> Row<O, C> {
     /// Whether opening for writing is refused for everybody.
     pub fn is_read_only(&self) -> bool {
         matches!(self.write, Write::Never)
+    }
+
+    /// How the documents written to it are told to be complete.
+    pub fn document(&self) -> Option<document::Kind> {
+        match self.write {
+            Write::Spec => Some(document::Kind::Json),
+            Write::Document(_) => Some(document::Kind::Text),
+            Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => None,
+        }
+    }
+
+    /// Whether it can be written and has nothing to read.
+    pub fn is_verb(&self) -> bool {
+        matches!(self.read, Read::Nothing)
     }
 
     /// The files of the directory that this is, if they come and go.

@@ -4,7 +4,7 @@ use super::attribute::{KeyFile, Read, Row};
 use super::content::find;
 use super::interface::Tree;
 use super::node::Node;
-use super::{flavor, image, instance, task};
+use super::{document, flavor, image, instance, task};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::keys::Keys;
@@ -21,6 +21,8 @@ pub(super) struct Head {
     pub(super) is_read_only: bool,
     /// It is a piece of a stream.
     pub(super) is_stream: bool,
+    /// How its documents are told to be complete.
+    pub(super) document: Option<document::Kind>,
 }
 
 /// Of every row of a class.
@@ -32,6 +34,7 @@ pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
             mode: row.mode,
             is_read_only: row.is_read_only(),
             is_stream: matches!(row.read, Read::Stream),
+            document: row.document(),
         }))
     }
     match class {

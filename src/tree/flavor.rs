@@ -2,13 +2,14 @@
 
 use super::account::{group, group_name};
 use super::attribute::{Read, Row, Type, Write};
-use super::errors;
 use super::reference::Resolver;
 use super::value::{boolean, filled, memory_bytes, root_disk_bytes, vcpus};
+use super::{errors, spec};
 use crate::inventory::Flavor;
 use crate::model::caller::NO_PROJECT;
 use crate::model::flavor::{FlavorChange, Word, available, state};
 use crate::model::reason::Reason;
+use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type FlavorRow = Row<Flavor, FlavorChange>;
@@ -121,6 +122,18 @@ pub static ROWS: &[FlavorRow] = &[
         row(12, "errors", 0o440, Type::Document("lines"), "The last 16 refusals, the newest last."),
         Read::Document(|flavor| errors::all(&flavor.record.errors)),
     ),
+    Row {
+        read: Read::Document(spec::render),
+        write: Write::Spec,
+        ..row(
+            50,
+            DOCUMENT,
+            0o660,
+            Type::Document("JSON"),
+            "What can be written, as one document; see flavors.schema.json. Written by root, it is taken or refused as a whole; \
+             keys that are absent stay.",
+        )
+    },
 ];
 
 /// Projects by name or number.

@@ -3,15 +3,16 @@
 use super::account::{group, group_name, user, user_name};
 use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
-use super::errors;
 use super::reference::Resolver;
 use super::value::{boolean, escape, filled, malformed, metadata_key, name, number as number_of, unescape};
+use super::{errors, spec};
 use crate::inventory::Image;
 use crate::model::caller::Caller;
 use crate::model::change::ImageChange;
 use crate::model::image::{Format, Word, available};
 use crate::model::reason::Reason;
 use crate::model::sharing::{Status, Visibility};
+use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type ImageRow = Row<Image, ImageChange>;
@@ -41,6 +42,17 @@ const fn verb(mut row: ImageRow, write: Parse) -> ImageRow {
 
 const fn with_read(mut row: ImageRow, read: Read<Image>) -> ImageRow {
     row.read = read;
+    row
+}
+
+const fn free_directory(
+    mut row: ImageRow,
+    read: fn(&Image) -> Vec<KeyFile>,
+    write: ParseKey,
+    remove: fn(&str) -> Result<ImageChange, Reason>,
+) -> ImageRow {
+    row.read = Read::Keys(read);
+    row.write = Write::FreeKey { write, remove };
     row
 }
 
@@ -164,7 +176,7 @@ pub static ROWS: &[ImageRow] = &[
         |image| image.record.import_from.clone().unwrap_or_default(),
         |value, _| Ok(ImageChange::ImportFrom(Some(value.to_owned()).filter(|value| !value.is_empty()))),
     ),
-    directory(
+    free_directory(
         row(
             20,
             "metadata",
@@ -174,6 +186,7 @@ pub static ROWS: &[ImageRow] = &[
         ),
         |image| metadata(&image.record.metadata),
         |key, value, _| metadata_key(key).map(|key| ImageChange::Metadata(key, Some(value.to_owned()))),
+        |key| metadata_key(key).map(|key| ImageChange::Metadata(key, None)),
     ),
     writable(
         row(
@@ -249,6 +262,18 @@ pub static ROWS: &[ImageRow] = &[
         |image| image.record.min_memory_bytes.to_string(),
         |value, _| number_of(filled(value)?, 0, LARGEST, "bytes").map(ImageChange::MinMemoryBytes),
     ),
+    Row {
+        read: Read::Document(spec::render),
+        write: Write::Spec,
+        ..row(
+            50,
+            DOCUMENT,
+            0o660,
+            Type::Document("JSON"),
+            "What can be written, as one document; see images.schema.json. Written, it is taken or refused as a whole; \
+             keys that are absent stay.",
+        )
+    },
 ];
 
 /// The files of `members/`.

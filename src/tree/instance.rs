@@ -14,6 +14,7 @@ use crate::model::change::InstanceChange;
 use crate::model::domain::ConsoleDevice;
 use crate::model::instance::{Word, available};
 use crate::model::reason::Reason;
+use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type InstanceRow = Row<Instance, InstanceChange>;
@@ -41,9 +42,20 @@ const fn verb(mut row: InstanceRow, write: Parse) -> InstanceRow {
     row
 }
 
-const fn directory(mut row: InstanceRow, read: fn(&Instance) -> Vec<KeyFile>, write: ParseKey) -> InstanceRow {
+const fn directory(
+    mut row: InstanceRow,
+    read: fn(&Instance) -> Vec<KeyFile>,
+    write: ParseKey,
+    remove: fn(&str) -> Result<InstanceChange, Reason>,
+) -> InstanceRow {
     row.read = Read::Keys(read);
-    row.write = Write::Key(write);
+    row.write = Write::FreeKey { write, remove };
+    row
+}
+
+const fn document(mut row: InstanceRow, read: fn(&Instance) -> String, write: Write<InstanceChange>) -> InstanceRow {
+    row.read = Read::Document(read);
+    row.write = write;
     row
 }
 
@@ -241,9 +253,17 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         Read::Stream,
     ),
-    with_read(
-        row(28, "spec.json", 0o440, Type::Document("JSON"), "What can be written, as one canonical document."),
-        Read::Document(spec::instance),
+    document(
+        row(
+            28,
+            DOCUMENT,
+            0o660,
+            Type::Document("JSON"),
+            "What can be written, as one document; see instances.schema.json. Written, it is taken or refused as a \
+             whole; keys that are absent stay.",
+        ),
+        spec::render,
+        Write::Spec,
     ),
     with_read(
         row(
@@ -292,6 +312,7 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         |instance| metadata(&instance.record.metadata),
         |key, value, _| metadata_key(key).map(|key| InstanceChange::Metadata(key, Some(value.to_owned()))),
+        |key| metadata_key(key).map(|key| InstanceChange::Metadata(key, None)),
     ),
     writable(
         row(
@@ -304,6 +325,19 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         |instance| instance.record.flavor.clone().unwrap_or_default(),
         |value, resolver| resolver.flavor(filled(value)?).map(InstanceChange::Flavor),
+    ),
+    document(
+        row(
+            51,
+            "user_data",
+            0o660,
+            Type::Document("text"),
+            "What cloud-init in the guest is to read, at most 1 MiB; written in a draft, empty clears it.",
+        ),
+        |instance| instance.record.user_data.as_deref().unwrap_or_default().to_owned(),
+        Write::Document(|text| {
+            Ok(InstanceChange::UserData(if text.trim().is_empty() { None } else { Some(text.into()) }))
+        }),
     ),
     with_read(
         row(

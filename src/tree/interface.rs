@@ -18,7 +18,7 @@ use super::scratch::{self, Scratch};
 use super::stat::private;
 use super::{
     Admission, Attributes, CallerOf, Content, Data, Grant, Interface, NodeCompletion, OpenFile, Touched, directory,
-    fixed, flavor, image, instance, rights, task, view, write,
+    document, fixed, flavor, image, instance, rights, task, view, write,
 };
 use crate::inventory::{Change, Inventory, Object, Update};
 use crate::model::Class;
@@ -127,7 +127,7 @@ impl Tree {
     }
 
     /// Records a refusal of the tree itself.
-    fn refuse(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
+    fn refusal(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
         self.engine.refused(caller, object, file, &reason);
         reason
     }
@@ -299,6 +299,29 @@ impl Interface for Tree {
         }
     }
 
+    fn document(&self, node: Node) -> Option<document::Kind> {
+        match node {
+            Node::Attribute(class, _, row) => rows(class).find(|head| head.id == row).and_then(|head| head.document),
+            Node::Directory(_)
+            | Node::File(..)
+            | Node::Object(..)
+            | Node::Key(..)
+            | Node::Events(_)
+            | Node::NameLink(..)
+            | Node::StateLink(..)
+            | Node::Scratch(_) => None,
+        }
+    }
+
+    fn refuse(&self, node: Node, caller: &Caller, reason: Reason, done: Completion) {
+        let object = self.object(node).map(|object| (object.class(), object.id()));
+        let name = match node {
+            Node::Attribute(class, _, row) => rows(class).find(|head| head.id == row).map(|head| head.name),
+            _ => None,
+        };
+        self.engine.refuse(caller, object, name.unwrap_or("write"), &reason, done);
+    }
+
     fn write(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion) {
         self.write_value(file, caller, bytes, Wait::Settle, done);
     }
@@ -306,7 +329,7 @@ impl Interface for Tree {
     fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion) {
         let (class, id, request) = match rename::draft(parent, name) {
             Ok(draft) => draft,
-            Err(reason) => return done(Err(self.refuse(&caller, None, "mkdir", reason))),
+            Err(reason) => return done(Err(self.refusal(&caller, None, "mkdir", reason))),
         };
         let tree = self.clone();
         let published: Completion = Box::new(move |outcome| {
@@ -329,7 +352,7 @@ impl Interface for Tree {
         let (Node::Object(class @ (Class::Instance | Class::Image | Class::Flavor), number), Some(object)) =
             (node, object)
         else {
-            return done(Err(self.refuse(&caller, None, "rmdir", Reason::NotEmpty)));
+            return done(Err(self.refusal(&caller, None, "rmdir", Reason::NotEmpty)));
         };
         let tree = self.clone();
         let id = object.id();
@@ -354,7 +377,7 @@ impl Interface for Tree {
             Some(_) => {
                 let object = self.object(parent).map(|object| (object.class(), object.id()));
                 let reason = Reason::Policy("the tree's own files cannot be removed; write to state instead".into());
-                Err(self.refuse(&caller, object, name, reason))
+                Err(self.refusal(&caller, object, name, reason))
             }
         }
     }
@@ -362,7 +385,7 @@ impl Interface for Tree {
     fn symlink(&self, parent: Node, name: &str, _target: &str, caller: Caller, done: NodeCompletion) {
         let object = self.object(parent).map(|object| (object.class(), object.id()));
         let reason = Reason::Policy("symlinks can be made for attaching volumes only, which comes later".into());
-        done(Err(self.refuse(&caller, object, name, reason)));
+        done(Err(self.refusal(&caller, object, name, reason)));
     }
 
     fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion) {
@@ -435,7 +458,7 @@ impl Interface for Tree {
         } else {
             Err(Reason::NotFound(format!("attribute {name:?}; check its spelling")))
         };
-        created.map_err(|reason| self.refuse(&caller, object, name, reason))
+        created.map_err(|reason| self.refusal(&caller, object, name, reason))
     }
 
     fn open_data(&self, node: Node, caller: Caller, writing: bool) -> Option<Result<Arc<dyn Data>, Reason>> {

@@ -8,18 +8,21 @@ pub mod attribute;
 mod changes;
 mod content;
 mod directory;
+pub mod document;
 mod errors;
 mod fixed;
 pub mod flavor;
 pub mod image;
 pub mod instance;
 pub mod interface;
+mod json;
 pub mod names;
 pub mod node;
 pub mod reference;
 mod rename;
 pub mod rights;
 pub mod root;
+mod schema;
 mod scratch;
 mod spec;
 mod stat;
@@ -149,7 +152,11 @@ pub trait Interface: Send + Sync {
     fn may_open(&self, node: Node, caller: CallerOf<'_>) -> bool;
     /// Whether opening for writing is refused for everybody but an announcement.
     fn is_read_only(&self, node: Node) -> bool;
-    /// One write(2) of a value: one command. Answers when the tree says so.
+    /// How a file's documents are told to be complete; `None` for files of one value, of which each write is one.
+    fn document(&self, node: Node) -> Option<document::Kind>;
+    /// Remembers that a write was refused before it came here, and answers with it.
+    fn refuse(&self, node: Node, caller: &Caller, reason: Reason, done: Completion);
+    /// One write(2) of a value, or one whole document: one command. Answers when the tree says so.
     fn write(&self, file: OpenFile, caller: Caller, bytes: &[u8], done: Completion);
     /// mkdir by a user.
     fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion);

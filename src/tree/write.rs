@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::attribute::Type;
-use super::attribute::{Row, Write};
+use super::attribute::{Row, Type, Write};
 use super::content::find;
 use super::interface::Tree;
 use super::reference::Resolver;
-use super::value::{lines, text};
-use super::{Data, FindCompletion, OpenFile, ReadCompletion, directory, flavor, image, instance, task};
+use super::spec::{self, Specified};
+use super::value::{lines, malformed, text};
+use super::{Data, FindCompletion, Node, OpenFile, ReadCompletion, directory};
 use crate::image::extent::Find;
 use crate::inventory::{Image, Object};
 use crate::model::Class;
@@ -29,41 +29,38 @@ pub fn request(
     bytes: &[u8],
 ) -> Result<Option<(&'static str, Request)>, Refusal> {
     let id = object.id();
-    match (object, row_id(file)) {
-        (Object::Instance(_), Some(row)) => {
-            let row = find(instance::ROWS, row).ok_or_else(nothing)?;
-            let change = change(tree, row, file, object, caller, bytes)?;
-            Ok(change.map(|change| (row.name, Request::Instance { id, changes: vec![change] })))
+    let row = row_id(file).ok_or_else(nothing)?;
+    let asked = Asked { tree, file, row, object, caller, bytes };
+    match object {
+        Object::Instance(instance) => {
+            Ok(asked.changes(instance.as_ref())?.map(|(name, changes)| (name, Request::Instance { id, changes })))
         }
-        (Object::Image(_), Some(row)) => {
-            let row = find(image::ROWS, row).ok_or_else(nothing)?;
-            let change = change(tree, row, file, object, caller, bytes)?;
-            Ok(change.map(|change| (row.name, Request::Image { id, changes: vec![change] })))
+        Object::Image(image) => {
+            Ok(asked.changes(image.as_ref())?.map(|(name, changes)| (name, Request::Image { id, changes })))
         }
-        (Object::Flavor(_), Some(row)) => {
-            let row = find(flavor::ROWS, row).ok_or_else(nothing)?;
-            let change = change(tree, row, file, object, caller, bytes)?;
-            Ok(change.map(|change| (row.name, Request::Flavor { id, changes: vec![change] })))
+        Object::Flavor(flavor) => {
+            Ok(asked.changes(flavor.as_ref())?.map(|(name, changes)| (name, Request::Flavor { id, changes })))
         }
-        (Object::Task(_), Some(row)) => {
-            let row = find(task::ROWS, row).ok_or_else(nothing)?;
-            let change = change(tree, row, file, object, caller, bytes)?;
-            Ok(change.map(|change| match change {}))
+        Object::Task(task) => {
+            let changes = asked.changes(task.as_ref())?.map(|(_, changes)| changes).unwrap_or_default();
+            match changes.into_iter().next() {
+                Some(change) => match change {},
+                None => Ok(None),
+            }
         }
-        (Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_), None) => Err(nothing()),
     }
 }
 
 fn row_id(file: OpenFile) -> Option<u8> {
     match file.node {
-        super::Node::Attribute(_, _, row) | super::Node::Key(_, _, row, _) => Some(row),
-        super::Node::Directory(_)
-        | super::Node::File(..)
-        | super::Node::Object(..)
-        | super::Node::Events(_)
-        | super::Node::NameLink(..)
-        | super::Node::StateLink(..)
-        | super::Node::Scratch(_) => None,
+        Node::Attribute(_, _, row) | Node::Key(_, _, row, _) => Some(row),
+        Node::Directory(_)
+        | Node::File(..)
+        | Node::Object(..)
+        | Node::Events(_)
+        | Node::NameLink(..)
+        | Node::StateLink(..)
+        | Node::Scratch(_) => None,
     }
 }
 
@@ -89,37 +86,72 @@ fn nothing() -> Refusal {
     ("write", Reason::ReadOnlyAttribute)
 }
 
-fn change<O, C>(
-    tree: &Tree,
-    row: &'static Row<O, C>,
+/// A file's name and what is to change in its object; `None` if the write means nothing.
+type Asks<C> = Option<(&'static str, Vec<C>)>;
+
+/// One write.
+struct Asked<'a> {
+    tree: &'a Tree,
     file: OpenFile,
-    object: &Object,
-    caller: &Caller,
-    bytes: &[u8],
-) -> Result<Option<C>, Refusal> {
-    let refused = |reason| (row.name, reason);
-    // A flavor's readers are no strangers to it: they are told that it is root's to change.
-    let is_stranger = caller.role(&object.ownership()) == Role::Stranger;
-    if is_stranger && !matches!(object, Object::Flavor(_)) && !is_writer(object, file, caller) {
-        return Err(refused(Reason::NotYours { class: object.class() }));
+    row: u8,
+    object: &'a Object,
+    caller: &'a Caller,
+    bytes: &'a [u8],
+}
+
+impl Asked<'_> {
+    /// The file's name and what is to change; `subject` is the object.
+    fn changes<O: Specified>(&self, subject: &O) -> Result<Asks<O::Change>, Refusal> {
+        let row = find(O::rows(), self.row).ok_or_else(nothing)?;
+        let changes = self.allowed().and_then(|()| self.parse(row, subject)).map_err(|reason| (row.name, reason))?;
+        Ok(changes.map(|changes| (row.name, changes)))
     }
-    if file.generation != object.ownership().generation {
-        return Err(refused(Reason::HandleOutlivedOwner));
-    }
-    let value = if row.kind == Type::Groups { lines(bytes) } else { text(bytes) }.map_err(refused)?;
-    if value.is_empty() && file.written {
-        return Ok(None);
-    }
-    let resolver = Resolver { inventory: &tree.inventory, caller, mountpoint: &tree.settings.mountpoint };
-    let parsed = match (&row.write, file.node) {
-        (Write::Change(parse), _) => parse(value, &resolver),
-        (Write::Key(parse), super::Node::Key(_, _, row, serial)) => {
-            let key = directory::key(object, row, serial).ok_or_else(|| Reason::NotFound("such key any more".into()));
-            key.and_then(|key| parse(&key.name, value, &resolver))
+
+    fn allowed(&self) -> Result<(), Reason> {
+        // A flavor's readers are no strangers to it: they are told that it is root's to change.
+        let is_stranger = self.caller.role(&self.object.ownership()) == Role::Stranger;
+        let writes_his_own = is_writer(self.object, self.file, self.caller);
+        if is_stranger && !matches!(self.object, Object::Flavor(_)) && !writes_his_own {
+            return Err(Reason::NotYours { class: self.object.class() });
         }
-        (Write::Never | Write::Data | Write::Key(_), _) => Err(Reason::ReadOnlyAttribute),
-    };
-    parsed.map(Some).map_err(refused)
+        if self.file.generation != self.object.ownership().generation {
+            return Err(Reason::HandleOutlivedOwner);
+        }
+        Ok(())
+    }
+
+    fn parse<O: Specified>(&self, row: &Row<O, O::Change>, subject: &O) -> Result<Option<Vec<O::Change>>, Reason> {
+        let resolver = Resolver {
+            inventory: &self.tree.inventory,
+            caller: self.caller,
+            mountpoint: &self.tree.settings.mountpoint,
+        };
+        match &row.write {
+            Write::Spec => return spec::changes(subject, self.bytes, &resolver).map(Some),
+            Write::Document(parse) => {
+                let text = std::str::from_utf8(self.bytes).map_err(|_| malformed("this is no UTF-8 text"))?;
+                return parse(text).map(|change| Some(vec![change]));
+            }
+            Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {}
+        }
+        let value = if row.kind == Type::Groups { lines(self.bytes) } else { text(self.bytes) }?;
+        if value.is_empty() && self.file.written {
+            return Ok(None);
+        }
+        let change = match (&row.write, self.file.node) {
+            (Write::Change(parse), _) => parse(value, &resolver),
+            (Write::Key(write) | Write::FreeKey { write, .. }, Node::Key(_, _, row, serial)) => {
+                let key = directory::key(self.object, row, serial);
+                let key = key.ok_or_else(|| Reason::NotFound("such key any more".into()))?;
+                write(&key.name, value, &resolver)
+            }
+            (
+                Write::Never | Write::Data | Write::Document(_) | Write::Spec | Write::Key(_) | Write::FreeKey { .. },
+                _,
+            ) => Err(Reason::ReadOnlyAttribute),
+        };
+        change.map(|change| Some(vec![change]))
+    }
 }
 
 /// A handle on a draft's data.

@@ -49,6 +49,8 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
         InstanceChange::Image(image) => {
             words("image", record.image.map(|image| image.to_string()).unwrap_or_default(), image)
         }
+        // It may hold secrets.
+        InstanceChange::UserData(_) => words("user_data", "", ""),
         InstanceChange::Flavor(choice) => words("flavor", record.flavor.as_deref().unwrap_or_default(), &choice.name),
         InstanceChange::Vcpus(count) => words("vcpus", record.vcpus, count),
         InstanceChange::MemoryBytes(bytes) => words("memory_bytes", record.memory_bytes, bytes),
@@ -144,6 +146,7 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         | InstanceChange::State(_)
         | InstanceChange::Image(_)
         | InstanceChange::Flavor(_)
+        | InstanceChange::UserData(_)
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
@@ -191,6 +194,7 @@ impl Judge<'_, '_> {
                 }
                 record.image = Some(*image);
             }
+            InstanceChange::UserData(text) => record.user_data.clone_from(text),
             InstanceChange::Flavor(choice) => {
                 let sizes = choice.sizes.clone()?;
                 record.flavor = Some(choice.name.clone());

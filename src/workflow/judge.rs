@@ -404,6 +404,7 @@ pub(super) fn rank(change: &InstanceChange) -> u8 {
         | InstanceChange::Owner(_)
         | InstanceChange::Project(_)
         | InstanceChange::Image(_)
+        | InstanceChange::UserData(_)
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)

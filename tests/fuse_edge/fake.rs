@@ -12,6 +12,7 @@ use instancefs::inventory::Change;
 use instancefs::model::Class;
 use instancefs::model::caller::Caller;
 use instancefs::model::reason::Reason;
+use instancefs::tree::document::Kind as DocumentKind;
 use instancefs::tree::{
     Admission, Attributes, Caching, CallerOf, Content, Data, Directory, FindCompletion, Grant, Interface, Kind, Names,
     Node, NodeCompletion, OpenFile, Place, Position, ReadCompletion, Touched,
@@ -255,6 +256,14 @@ impl Interface for Fake {
 
     fn generation(&self, _node: Node) -> u32 {
         3
+    }
+
+    fn document(&self, _node: Node) -> Option<DocumentKind> {
+        None
+    }
+
+    fn refuse(&self, _node: Node, _caller: &Caller, reason: Reason, done: Completion) {
+        done(Err(reason));
     }
 
     fn may_open(&self, _node: Node, _caller: CallerOf<'_>) -> bool {
