@@ -236,7 +236,7 @@ fn what_was_read_can_be_written_back_in_every_state() {
     let back = |object: &str, who: &str| {
         let file = daemon.path(format!("{object}/spec.json"));
         let before = traces(&daemon, object);
-        let write_back = || write(&file, &fs::read(&file).expect("readable"));
+        let write_back = || write(&file, &fs::read(&file).expect(who));
         for outcome in [user.act(write_back), write_back()] {
             assert_eq!(errno(outcome), 0, "{who}: {}", last_error(&daemon, object));
         }

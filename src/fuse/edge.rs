@@ -91,6 +91,15 @@ impl Edge {
         }
     }
 
+    /// Answers a request that set attributes. The kernel believes this answer even if they were invalidated meanwhile (by
+    /// a change of owner, say), so it must not believe it for long: it asks again before it relies on them.
+    pub fn reply_set_attributes(&self, node: Node, reply: ReplyAttr) {
+        match self.describe(node) {
+            Some((_, attr)) => reply.attr(&Duration::ZERO, &attr),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
     /// Answers with a place that was looked up or made.
     pub fn reply_entry(&self, node: Node, reply: ReplyEntry) {
         if let Some((attributes, attr)) = self.describe(node) {
@@ -244,7 +253,7 @@ impl Edge {
             return reply.error(Errno::EACCES);
         }
         if !may_have_data(node) {
-            return self.reply_attributes(node, reply);
+            return self.reply_set_attributes(node, reply);
         }
         let open = handle.and_then(|handle| self.handles.get(handle.0)).and_then(|handle| match &handle.purpose {
             Purpose::Data(data) => Some(Ok(data.clone())),
@@ -254,14 +263,14 @@ impl Edge {
             Some(Ok(data)) => data,
             Some(Err(errno)) => return reply.error(errno),
             None if handle.is_none() && self.interface.is_read_only(node) => return reply.error(Errno::EACCES),
-            None => return self.reply_attributes(node, reply),
+            None => return self.reply_set_attributes(node, reply),
         };
         let edge = self.clone();
         let held = data.clone();
         let done = Box::new(move |result: Result<(), Reason>| {
             drop(held);
             match result {
-                Ok(()) => edge.reply_attributes(node, reply),
+                Ok(()) => edge.reply_set_attributes(node, reply),
                 Err(reason) => reply.error(errno(&reason)),
             }
         });

@@ -105,7 +105,7 @@ impl Filesystem for Frontend {
         answer!(reply, edge.may_set(request, node, mode, uid, gid));
         match size {
             Some(size) => edge.resize(request, node, handle, size, reply),
-            None => edge.reply_attributes(node, reply),
+            None => edge.reply_set_attributes(node, reply),
         }
     }
 
