@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use instancefs::block::directory::DirectoryBackend;
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk, NewSeed};
 use instancefs::image::Format;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use uuid::Uuid;
@@ -97,6 +97,76 @@ fn with_a_guest_group_only_that_group_passes() {
         assert_eq!((mode(directory), fs::metadata(directory).unwrap().gid()), (0o710, 65534));
     }
     assert_eq!(mode(&path), 0o600);
+}
+
+#[test]
+fn a_seed_is_a_labelled_disk_with_the_documents_that_only_its_owner_reads() {
+    let bed = Bed::new();
+    let disk = bed.disk(Uuid::new_v4(), Uuid::new_v4());
+    let root = bed.backend.create(&disk).unwrap();
+    let documents = [("user-data", "#cloud-config\n".as_bytes()), ("meta-data", b"instance-id: x\n")];
+    let new = NewSeed { instance: disk.instance, operation: disk.operation, documents: &documents };
+    let seed = bed.backend.create_seed(&new).unwrap();
+    assert_eq!(bed.backend.create_seed(&new).unwrap(), seed);
+    let path = bed.backend.path(&seed);
+    assert_eq!((mode(&path), names(path.parent().unwrap())), (0o600, vec!["root.qcow2".into(), "seed.iso".into()]));
+    // ECMA-119: the primary volume descriptor is sector 16, the label is at byte 40 of it.
+    let image = fs::read(&path).unwrap();
+    assert_eq!(&image[16 * 2048 + 40..][..7], b"cidata ");
+    let copied = bed.disks.join("user-data");
+    let extract = Command::new("xorriso")
+        .args(["-osirrox", "on", "-indev"])
+        .arg(&path)
+        .args(["-extract", "/user-data"])
+        .arg(&copied)
+        .output()
+        .unwrap();
+    assert!(extract.status.success());
+    assert_eq!(fs::read_to_string(&copied).unwrap(), "#cloud-config\n");
+    fs::remove_file(copied).unwrap();
+
+    let other = DiskRecord { operation: Uuid::new_v4(), ..seed.clone() };
+    assert!(matches!(bed.backend.remove(&other), Err(BlockError::NotOurs(_))));
+    bed.backend.remove(&seed).unwrap();
+    assert_eq!(names(bed.backend.path(&root).parent().unwrap()), ["root.qcow2"]);
+    bed.backend.remove(&root).unwrap();
+    assert!(names(&bed.disks).is_empty());
+}
+
+#[test]
+fn documents_that_a_crash_left_go_with_the_seed() {
+    let bed = Bed::new();
+    let documents = [("user-data", b"secret".as_slice())];
+    let new = NewSeed { instance: Uuid::new_v4(), operation: Uuid::new_v4(), documents: &documents };
+    let planned = bed.backend.plan_seed(&new);
+    let directory = bed.disks.join(new.instance.to_string());
+    let left = directory.join(format!(".seed.iso.{}.documents", new.operation));
+    for finish in [true, false] {
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("user-data"), "secret").unwrap();
+        if finish {
+            bed.backend.create_seed(&new).unwrap();
+            assert_eq!(names(&directory), ["seed.iso"]);
+        } else {
+            bed.backend.remove(&planned).unwrap();
+            assert!(names(&bed.disks).is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_disk_grows_and_never_shrinks() {
+    let bed = Bed::new();
+    let record = bed.made();
+    let path = bed.backend.path(&record);
+    for (wanted, size) in [(3u64 << 30, 3u64 << 30), (1 << 30, 3 << 30), (3 << 30, 3 << 30)] {
+        bed.backend.grow(&record, wanted).unwrap();
+        assert_eq!(info(&path)["virtual-size"], size);
+    }
+    let other = DiskRecord { operation: Uuid::new_v4(), ..record.clone() };
+    assert!(matches!(bed.backend.grow(&other, 4 << 30), Err(BlockError::NotOurs(_))));
+    fs::remove_file(&path).unwrap();
+    assert!(bed.backend.grow(&record, 4 << 30).is_err());
 }
 
 #[test]

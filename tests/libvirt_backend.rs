@@ -127,6 +127,29 @@ fn the_test_driver_goes_through_a_whole_life() {
 }
 
 #[test]
+fn new_hardware_and_autostart_keep_what_else_the_definition_says_with_its_secrets() {
+    let state = tempfile::tempdir().unwrap();
+    let target = Target::parse("test:///default", state.path()).unwrap();
+    let (hypervisor, _events) = connect(&target, state.path());
+    let uuid = Uuid::new_v4();
+    let graphics = "<devices><graphics type='vnc' port='5999' passwd='secret'/></devices><vcpu current='1'>2</vcpu>";
+    let xml = test_domain(uuid, "hardware").replace("<vcpu>1</vcpu>", graphics);
+    hypervisor.define(&xml).unwrap();
+    hypervisor.set_hardware(uuid, Some(4), Some(32 << 20)).unwrap();
+    hypervisor.set_autostart(uuid, true).unwrap();
+    assert!(described(&*hypervisor, uuid).autostart);
+    let definition = Definition::parse(&hypervisor.definition(uuid).unwrap()).unwrap();
+    assert_eq!((definition.vcpus, definition.memory_bytes), (Some(4), Some(32 << 20)));
+    // The driver's state is the process's, so that another connection sees the same domain.
+    let other = virt::connect::Connect::open(Some(target.uri())).unwrap();
+    let secure = virt::sys::VIR_DOMAIN_XML_INACTIVE | virt::sys::VIR_DOMAIN_XML_SECURE;
+    let xml = other.lookup_domain_by_uuid(uuid).unwrap().xml_desc(secure).unwrap();
+    assert!(xml.contains("passwd='secret'") && !xml.contains("current="), "{xml}");
+    assert!(matches!(hypervisor.set_hardware(uuid, Some(0), None), Err(HypervisorError::Failed(_))));
+    hypervisor.undefine(uuid).unwrap();
+}
+
+#[test]
 fn a_rename_keeps_the_definition_and_a_taken_name_is_refused() {
     let state = tempfile::tempdir().unwrap();
     let target = Target::parse("test:///default", state.path()).unwrap();

@@ -137,9 +137,9 @@ fn a_document_sets_what_it_names_in_any_form_that_the_files_take() {
     assert_eq!(
         spec(&daemon, &instance),
         json!({
-            "description": null, "disable_terminate": true, "flavor": null, "image": image.to_string(), "locked": false,
-            "locked_reason": null, "memory_bytes": 268_435_456, "metadata": {"a/b": "c", "role": "web"}, "name": "web",
-            "owner": "root", "project": "nogroup", "root_disk_bytes": 33_554_432, "state": "draft",
+            "autostart": false, "description": null, "disable_terminate": true, "flavor": null, "image": image.to_string(),
+            "locked": false, "locked_reason": null, "memory_bytes": 268_435_456,
+            "metadata": {"a/b": "c", "role": "web"}, "name": "web", "network": "network:default", "owner": "root", "project": "nogroup", "root_disk_bytes": 33_554_432, "state": "draft",
             "stop_timeout_seconds": 60, "vcpus": 2,
         })
     );
@@ -439,8 +439,9 @@ fn what_is_read_is_valid_and_every_key_of_the_schema_can_be_written() {
     daemon.set(format!("{instance}/locked"), "1");
     read.push(spec(&daemon, &instance));
     let full = json!({
-        "description": "d", "disable_terminate": "no", "flavor": "small", "image": image.to_string(), "locked": 1,
-        "locked_reason": "r", "memory_bytes": "64M", "metadata": {"a": "b", "c": null}, "name": "full", "owner": "root",
+        "autostart": "on", "description": "d", "disable_terminate": "no", "flavor": "small", "image": image.to_string(),
+        "locked": 1, "locked_reason": "r", "memory_bytes": "64M", "metadata": {"a": "b", "c": null}, "name": "full",
+        "network": "bridge:br0", "owner": "root",
         "project": "games", "root_disk_bytes": "32M", "state": "draft", "stop_timeout_seconds": 5, "vcpus": 2,
         "user_data": "x",
     });

@@ -1,4 +1,5 @@
-//! Disks as qcow2 files below one directory: `<directory>/<instance>/root.qcow2`, each an overlay of its image.
+//! Disks as files below one directory: `<directory>/<instance>/root.qcow2`, an overlay of its image, and beside it
+//! `seed.iso`.
 //!
 //! **Provenance** is the operation's id in the extended attribute `user.instancefs.operation` of the disk itself. It is
 //! bound to the inode: it appears together with the name, survives renames, chown and restarts, and does not pass to a file
@@ -22,11 +23,11 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, UnlinkatFlags, fchown, unlinkat};
 use uuid::Uuid;
 
-use super::{BlockBackend, BlockError, DiskRecord, NewDisk};
+use super::{BlockBackend, BlockError, DiskRecord, DiskRole, NewDisk, NewSeed, seed};
 use crate::image::qemu_img;
 
 const BACKEND: &str = "directory";
-const DISK: &str = "root.qcow2";
+const ROLES: [DiskRole; 2] = [DiskRole::Root, DiskRole::Seed];
 
 /// Directories can be passed through, to open the disk that libvirt gives to QEMU's user, but not listed.
 const DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP).union(Mode::S_IXOTH);
@@ -42,6 +43,9 @@ pub struct DirectoryBackend {
     directory: PathBuf,
     guest_group: Option<u32>,
 }
+
+/// Writes a new disk's content: into the open file, or at its path.
+type Fill<'a> = &'a dyn Fn(&File, &Path) -> Result<(), BlockError>;
 
 /// What a name in an instance's directory holds.
 enum Found {
@@ -107,39 +111,80 @@ impl DirectoryBackend {
         self.open_base().map_err(|error| self.failed("open", error))
     }
 
-    /// Makes the disk within the instance's open directory; the disk is not there yet.
-    fn create_in(&self, directory: &OwnedFd, disk: &NewDisk<'_>) -> Result<(), BlockError> {
-        let temporary = temporary_name(disk.operation);
-        let path = self.directory.join(disk.instance.to_string()).join(&temporary);
-        remove_temporary(directory, disk.operation).map_err(|error| self.at(&path, error))?;
-        let result = self.fill(directory, disk, &temporary, &path);
+    /// Makes the disk, or finds the one that this operation made before. `fill` writes the content into the new, empty
+    /// file, which is also at the path.
+    fn make(&self, record: &DiskRecord, instance: Uuid, fill: Fill<'_>) -> Result<(), BlockError> {
+        let instance_name = instance.to_string();
+        let path = self.directory.join(&instance_name);
+        let failed = |error: io::Error| self.at(&path, error);
+
+        let base = self.make_base()?;
+        let made = self.make_directory(&base, Path::new(&instance_name)).map_err(|error| failed(error.into()))?;
+        let directory = openat(&base, instance_name.as_str(), OPEN_DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        match look(&directory, file_name(record.role)).map_err(failed)? {
+            Found::Nothing => {
+                let result = self.create_in(&directory, &path, record, fill);
+                if result.is_err() && made {
+                    // This call made it, and rmdir takes only an empty one.
+                    let _not_empty = unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir);
+                }
+                result?;
+            }
+            Found::Disk { operation: Some(operation), .. } if operation == record.operation => {}
+            Found::Disk { .. } | Found::Foreign => {
+                return Err(BlockError::Exists(record.reference.clone()));
+            }
+        }
+        // Also when it was there: the crash may have come between the rename and this.
+        File::from(directory).sync_all().and_then(|()| base.sync_all()).map_err(failed)
+    }
+
+    /// Makes the disk within the instance's open directory, which lies at `place`; the disk is not there yet.
+    fn create_in(
+        &self,
+        directory: &OwnedFd,
+        place: &Path,
+        record: &DiskRecord,
+        fill: Fill<'_>,
+    ) -> Result<(), BlockError> {
+        let path = place.join(temporary_name(record));
+        remove_temporary(directory, record).map_err(|error| self.at(&path, error))?;
+        let result = self.create_filled(directory, &path, record, fill);
         if result.is_err() {
             // What this call has made; if even that fails, the next create or remove of this operation does it.
-            let _tried_again_later = remove_temporary(directory, disk.operation);
+            let _tried_again_later = remove_temporary(directory, record);
         }
         result
     }
 
-    fn fill(&self, directory: &OwnedFd, disk: &NewDisk<'_>, temporary: &str, path: &Path) -> Result<(), BlockError> {
+    fn create_filled(
+        &self,
+        directory: &OwnedFd,
+        path: &Path,
+        record: &DiskRecord,
+        fill: Fill<'_>,
+    ) -> Result<(), BlockError> {
         let failed = |error: io::Error| self.at(path, error);
+        let temporary = temporary_name(record);
         let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file =
-            openat(directory, temporary, make, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|error| failed(error.into()))?;
+        let file = openat(directory, temporary.as_str(), make, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|error| failed(error.into()))?;
         let file = File::from(file);
-        attribute::set_operation(&file, disk.operation).map_err(|error| match error.raw_os_error() {
+        attribute::set_operation(&file, record.operation).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => BlockError::Failed(format!(
                 "the file system of {} has no extended attributes, which say what made a disk; use another one",
                 self.directory.display()
             )),
             Some(_) | None => failed(error),
         })?;
-        qemu_img::create_overlay(path, disk.image, disk.image_format, disk.size_bytes)
-            .map_err(|words| self.said(words))?;
+        fill(&file, path)?;
         file.sync_all().map_err(failed)?;
-        renameat2(directory, temporary, directory, DISK, RenameFlags::RENAME_NOREPLACE).map_err(|error| match error {
-            Errno::EEXIST => BlockError::Exists(reference(disk.instance)),
-            other => failed(other.into()),
-        })
+        renameat2(directory, temporary.as_str(), directory, file_name(record.role), RenameFlags::RENAME_NOREPLACE)
+            .map_err(|error| match error {
+                Errno::EEXIST => BlockError::Exists(record.reference.clone()),
+                other => failed(other.into()),
+            })
     }
 
     /// An error of qemu-img, whose only words for a full disk are those of the C library.
@@ -170,42 +215,61 @@ impl BlockBackend for DirectoryBackend {
     }
 
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
-        DiskRecord { backend: BACKEND.to_owned(), reference: reference(disk.instance), operation: disk.operation }
+        record(disk.instance, disk.operation, DiskRole::Root)
     }
 
     fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError> {
         let record = self.plan(disk);
-        let instance_name = disk.instance.to_string();
-        let path = self.directory.join(&instance_name);
-        let failed = |error: io::Error| self.at(&path, error);
-
-        let base = self.make_base()?;
-        let made = self.make_directory(&base, Path::new(&instance_name)).map_err(|error| failed(error.into()))?;
-        let directory = openat(&base, instance_name.as_str(), OPEN_DIRECTORY, Mode::empty())
-            .map_err(|error| failed(error.into()))?;
-        match look(&directory, DISK).map_err(failed)? {
-            Found::Nothing => {
-                let result = self.create_in(&directory, disk);
-                if result.is_err() && made {
-                    // This call made it, and rmdir takes only an empty one.
-                    let _not_empty = unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir);
-                }
-                result?;
-            }
-            Found::Disk { operation: Some(operation), .. } if operation == disk.operation => {}
-            Found::Disk { .. } | Found::Foreign => {
-                return Err(BlockError::Exists(record.reference));
-            }
-        }
-        // Also when it was there: the crash may have come between the rename and this.
-        File::from(directory).sync_all().and_then(|()| base.sync_all()).map_err(failed)?;
+        self.make(&record, disk.instance, &|_file, path| {
+            qemu_img::create_overlay(path, disk.image, disk.image_format, disk.size_bytes)
+                .map_err(|words| self.said(words))
+        })?;
         Ok(record)
+    }
+
+    fn plan_seed(&self, seed: &NewSeed<'_>) -> DiskRecord {
+        record(seed.instance, seed.operation, DiskRole::Seed)
+    }
+
+    fn create_seed(&self, new: &NewSeed<'_>) -> Result<DiskRecord, BlockError> {
+        let record = self.plan_seed(new);
+        self.make(&record, new.instance, &|mut file, path| {
+            let image =
+                seed::image(&path.with_extension(seed::DOCUMENTS), new.documents).map_err(|failure| match failure {
+                    seed::Failure::File(error) => self.at(path, error),
+                    seed::Failure::Tool(words) => self.said(words),
+                })?;
+            io::Write::write_all(&mut file, &image).map_err(|error| self.at(path, error))
+        })?;
+        Ok(record)
+    }
+
+    fn grow(&self, record: &DiskRecord, size_bytes: u64) -> Result<(), BlockError> {
+        let not_ours = || BlockError::NotOurs(record.reference.clone());
+        let instance = instance_of(record).filter(|_| record.role == DiskRole::Root).ok_or_else(not_ours)?;
+        let path = self.directory.join(reference(instance, record.role));
+        let failed = |error: io::Error| self.at(&path, error);
+        let base = self.open_base().map_err(failed)?;
+        let directory = openat(&base, instance.to_string().as_str(), OPEN_DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        match look(&directory, file_name(record.role)).map_err(failed)? {
+            Found::Disk { file, operation: Some(operation) } if operation == record.operation => {
+                let present = qemu_img::disk_size(&path).map_err(|words| self.said(words))?;
+                if present < size_bytes {
+                    qemu_img::grow(&path, size_bytes).map_err(|words| self.said(words))?;
+                    file.sync_all().map_err(failed)?;
+                }
+                Ok(())
+            }
+            Found::Disk { .. } | Found::Foreign => Err(not_ours()),
+            Found::Nothing => Err(failed(Errno::ENOENT.into())),
+        }
     }
 
     /// The path of the disk. A record that is not one of ours leads to a path where nothing is.
     fn path(&self, record: &DiskRecord) -> PathBuf {
         match instance_of(record) {
-            Some(instance) => self.directory.join(reference(instance)),
+            Some(instance) => self.directory.join(reference(instance, record.role)),
             None => self.directory.join("not-a-disk-of-this-backend"),
         }
     }
@@ -227,16 +291,16 @@ impl BlockBackend for DirectoryBackend {
             Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(not_ours()),
             Err(error) => return Err(failed(error.into())),
         };
-        match look(&directory, DISK).map_err(failed)? {
+        match look(&directory, file_name(record.role)).map_err(failed)? {
             Found::Nothing => {}
             Found::Disk { file, operation: Some(operation) } if operation == record.operation => {
-                if !unlink_exactly(&directory, DISK, &file).map_err(failed)? {
+                if !unlink_exactly(&directory, file_name(record.role), &file).map_err(failed)? {
                     return Err(not_ours());
                 }
             }
             Found::Disk { .. } | Found::Foreign => return Err(not_ours()),
         }
-        remove_temporary(&directory, record.operation).map_err(failed)?;
+        remove_temporary(&directory, record).map_err(failed)?;
         File::from(directory).sync_all().map_err(failed)?;
         match unlinkat(&base, instance_name.as_str(), UnlinkatFlags::RemoveDir) {
             Ok(()) => base.sync_all().map_err(failed),
@@ -253,20 +317,33 @@ impl BlockBackend for DirectoryBackend {
     }
 }
 
-fn reference(instance: Uuid) -> String {
-    format!("{instance}/{DISK}")
+fn file_name(role: DiskRole) -> &'static str {
+    match role {
+        DiskRole::Root => "root.qcow2",
+        DiskRole::Seed => "seed.iso",
+    }
 }
 
-/// The instance of a record, if this backend could have written it: exactly `<uuid>/root.qcow2`, nothing that leads elsewhere.
+fn reference(instance: Uuid, role: DiskRole) -> String {
+    format!("{instance}/{}", file_name(role))
+}
+
+fn record(instance: Uuid, operation: Uuid, role: DiskRole) -> DiskRecord {
+    DiskRecord { backend: BACKEND.to_owned(), reference: reference(instance, role), operation, role }
+}
+
+/// The instance of a record, if this backend could have written it: exactly `<uuid>/` and the file of its role, nothing
+/// that leads elsewhere.
 fn instance_of(record: &DiskRecord) -> Option<Uuid> {
     let (instance, _disk) = record.reference.split_once('/')?;
     let instance = Uuid::try_parse(instance).ok()?;
-    (record.backend == BACKEND && record.reference == reference(instance)).then_some(instance)
+    let could = |role| record.role == role && record.reference == reference(instance, role);
+    (record.backend == BACKEND && ROLES.into_iter().any(could)).then_some(instance)
 }
 
 /// A name that only this operation uses.
-fn temporary_name(operation: Uuid) -> String {
-    format!(".{DISK}.{operation}.partial")
+fn temporary_name(record: &DiskRecord) -> String {
+    format!(".{}.{}.partial", file_name(record.role), record.operation)
 }
 
 fn look(directory: &OwnedFd, name: &str) -> io::Result<Found> {
@@ -291,8 +368,12 @@ fn look(directory: &OwnedFd, name: &str) -> io::Result<Found> {
 
 /// Removes what a crash of this very operation left. It made the name and then the provenance, so the file bears its id,
 /// or nothing at all and is empty; any other is left, and the create that follows fails with `EEXIST`.
-fn remove_temporary(directory: &OwnedFd, operation: Uuid) -> io::Result<()> {
-    let name = temporary_name(operation);
+fn remove_temporary(directory: &OwnedFd, record: &DiskRecord) -> io::Result<()> {
+    let operation = record.operation;
+    let name = temporary_name(record);
+    if record.role == DiskRole::Seed {
+        seed::remove_documents(directory, &Path::new(&name).with_extension(seed::DOCUMENTS))?;
+    }
     match look(directory, &name)? {
         Found::Disk { file, operation: Some(found) } if found == operation => {
             unlink_exactly(directory, &name, &file).map(|_| ())

@@ -1,12 +1,13 @@
 //! Where disks live: one trait, one backend so far.
 
 pub mod directory;
+mod seed;
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-pub use crate::model::record::DiskRecord;
+pub use crate::model::record::{DiskRecord, DiskRole};
 
 /// A disk to be made as a copy-on-write child of an image.
 #[derive(Clone, Debug)]
@@ -21,6 +22,17 @@ pub struct NewDisk<'a> {
     pub image_format: crate::image::Format,
     /// Virtual size in bytes, at least the image's.
     pub size_bytes: u64,
+}
+
+/// A seed to be made: a small read-only disk with documents for the guest, in the form that cloud-init looks for (NoCloud).
+#[derive(Clone, Copy)]
+pub struct NewSeed<'a> {
+    /// The owning instance; part of the reference.
+    pub instance: Uuid,
+    /// The operation that creates it, kept with the disk as provenance.
+    pub operation: Uuid,
+    /// The files on it, by name. They may hold secrets.
+    pub documents: &'a [(&'static str, &'a [u8])],
 }
 
 /// Why a backend did not do what it was asked.
@@ -48,6 +60,13 @@ pub trait BlockBackend: Send + Sync {
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord;
     /// Makes the disk; succeeds if this same operation made it before, finishing what a crash left half-made.
     fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError>;
+    /// The record that [`BlockBackend::create_seed`] will produce; journaled before the seed exists.
+    fn plan_seed(&self, seed: &NewSeed<'_>) -> DiskRecord;
+    /// Makes the seed, readable for QEMU alone; succeeds if this same operation made it before.
+    fn create_seed(&self, seed: &NewSeed<'_>) -> Result<DiskRecord, BlockError>;
+    /// Makes a root disk as large as this, in bytes, if its provenance matches the record; one of that size or larger is
+    /// left as it is.
+    fn grow(&self, record: &DiskRecord, size_bytes: u64) -> Result<(), BlockError>;
     /// The absolute path for a definition.
     fn path(&self, record: &DiskRecord) -> PathBuf;
     /// Removes exactly this disk if its provenance matches the record; an absent one is success.

@@ -3,6 +3,7 @@
 //! The same URI can lead to another host tomorrow: a cloned disk, an address that moved. Each new connection is asked
 //! who it is before anything else is, and on the wrong host every call is [`HypervisorError::Unreachable`].
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +14,9 @@ use uuid::Uuid;
 
 use super::identity::verify;
 use crate::hypervisor::definition::Profile;
-use crate::hypervisor::{Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
+use crate::hypervisor::{
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Reboot,
+};
 
 /// What is known of the present connection.
 #[derive(Clone, Debug)]
@@ -175,6 +178,22 @@ impl Hypervisor for Pinned {
 
     fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError> {
         self.right()?.set_description(uuid, text)
+    }
+
+    fn set_autostart(&self, uuid: Uuid, on: bool) -> Result<(), HypervisorError> {
+        self.right()?.set_autostart(uuid, on)
+    }
+
+    fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError> {
+        self.right()?.set_hardware(uuid, vcpus, memory_bytes)
+    }
+
+    fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
+        self.right()?.addresses(uuid, source)
+    }
+
+    fn networks(&self) -> Networks {
+        self.inner.networks()
     }
 
     fn accelerator(&self) -> Result<Accelerator, HypervisorError> {

@@ -1,14 +1,19 @@
-//! Domain XML: what we write for a new guest, and what we read out of any definition.
+//! Domain XML: what we write for a new guest (`new_domain`), what we read out of any definition, and what we change in
+//! one (`edit`).
+
+mod edit;
+mod new_domain;
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use roxmltree::{Document, Node};
 use uuid::Uuid;
 
-use super::Accelerator;
 pub use crate::model::domain::{DefinedDisk, Definition};
-use crate::model::image::Format;
+use crate::model::network::Network;
+pub use edit::with_hardware;
+pub use new_domain::{BackingImage, NewDomain, mac_address};
 
 /// The namespace of our element in a domain's `<metadata>`.
 pub const METADATA_NAMESPACE: &str = "https://instancefs.org/xmlns/instance/1";
@@ -30,132 +35,6 @@ pub struct Profile {
     pub agent_sockets: Option<PathBuf>,
 }
 
-/// The file below a copy-on-write disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackingImage {
-    /// Absolute.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: Format,
-}
-
-/// A new guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewDomain {
-    /// The instance's UUID.
-    pub uuid: Uuid,
-    /// The domain's name.
-    pub name: String,
-    /// The description, empty for none.
-    pub description: String,
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Memory in bytes.
-    pub memory_bytes: u64,
-    /// The root disk (qcow2), absolute.
-    pub root_disk: PathBuf,
-    /// The image below the root disk. libvirt is told to leave its owner alone: a guest's QEMU must never own what other
-    /// guests run on.
-    pub image: Option<BackingImage>,
-    /// Where the serial console is logged, absolute.
-    pub console_log: PathBuf,
-    /// What it runs on.
-    pub accelerator: Accelerator,
-    /// Our metadata element, complete and well-formed, or empty.
-    pub metadata: String,
-}
-
-impl NewDomain {
-    /// The domain's XML: a BIOS guest that boots from one virtio disk, with a logged serial console, a channel for the
-    /// guest agent, a screen that listens nowhere and is reached through libvirt alone, and no network.
-    ///
-    /// Paths have to be UTF-8 (libvirt knows no others); characters that XML cannot hold are left out.
-    pub fn to_xml(&self, profile: &Profile) -> String {
-        let (kind, cpu) = match self.accelerator {
-            Accelerator::Kvm => ("kvm", "  <cpu mode='host-model' check='partial'/>\n"),
-            Accelerator::Tcg => ("qemu", ""),
-        };
-        let path = |path: &Path| escape(&path.to_string_lossy());
-        let optional = |text: &str, name: &str, content: String| {
-            if text.is_empty() { String::new() } else { format!("  <{name}>{content}</{name}>\n") }
-        };
-        let agent = profile.agent_sockets.as_ref().map_or_else(String::new, |directory| {
-            let socket = directory.join(self.uuid.to_string());
-            format!("\n      <source mode='bind' path='{}'/>", path(&socket))
-        });
-        format!(
-            "<domain type='{kind}'>
-  <name>{name}</name>
-  <uuid>{uuid}</uuid>
-{description}{metadata}  <memory unit='KiB'>{memory}</memory>
-  <vcpu>{vcpus}</vcpu>
-  <os>
-    <type arch='{architecture}' machine='{machine}'>hvm</type>
-    <boot dev='hd'/>
-  </os>
-  <features><acpi/></features>
-{cpu}  <on_poweroff>destroy</on_poweroff>
-  <on_reboot>restart</on_reboot>
-  <on_crash>destroy</on_crash>
-  <devices>
-    <emulator>{emulator}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' discard='unmap'/>
-      <source file='{root_disk}'/>
-{image}      <target dev='vda' bus='virtio'/>
-    </disk>
-    <serial type='pty'>
-      <log file='{console_log}' append='on'/>
-      <target port='0'/>
-    </serial>
-    <console type='pty'>
-      <target type='serial' port='0'/>
-    </console>
-    <channel type='unix'>{agent}
-      <target type='virtio' name='org.qemu.guest_agent.0'/>
-    </channel>
-    <graphics type='vnc'>
-      <listen type='none'/>
-    </graphics>
-    <video>
-      <model type='{video}'/>
-    </video>
-    <controller type='usb' model='none'/>
-    <memballoon model='virtio'/>
-  </devices>
-</domain>
-",
-            name = escape(&self.name),
-            uuid = self.uuid,
-            description = optional(&self.description, "description", escape(&self.description)),
-            metadata = optional(&self.metadata, "metadata", self.metadata.clone()),
-            memory = self.memory_bytes.div_ceil(1024),
-            vcpus = self.vcpus,
-            architecture = escape(&profile.architecture),
-            machine = escape(&profile.machine),
-            emulator = path(&profile.emulator),
-            root_disk = path(&self.root_disk),
-            image = self.image.as_ref().map_or_else(String::new, |image| {
-                format!(
-                    "      <backingStore type='file'>
-        <format type='{}'/>
-        <source file='{}'>
-          <seclabel model='dac' relabel='no'/>
-        </source>
-        <backingStore/>
-      </backingStore>
-",
-                    image.format.word(),
-                    path(&image.path)
-                )
-            }),
-            console_log = path(&self.console_log),
-            // What its firmware and every system can draw on; other machines have no VGA.
-            video = if profile.architecture == "x86_64" { "vga" } else { "virtio" },
-        )
-    }
-}
-
 impl Definition {
     /// Reads a domain's XML. What is missing or makes no sense is `None`; unknown elements are skipped.
     ///
@@ -170,6 +49,7 @@ impl Definition {
             vcpus: text_of(domain, "vcpu").and_then(|text| text.parse().ok()),
             memory_bytes: child(domain, "memory").and_then(bytes),
             description: child(domain, "description").and_then(|node| node.text()).map(str::to_owned),
+            network: network(devices),
             disks: devices.map(disks).unwrap_or_default(),
             console_log: devices.and_then(console_log),
             has_serial: devices
@@ -177,6 +57,30 @@ impl Definition {
             has_vnc: devices.and_then(vnc).is_some(),
         })
     }
+}
+
+/// What the only network card is connected to, if there is no more than one and [`Network`] has a word for it.
+fn network(devices: Option<Node>) -> Option<Network> {
+    let mut interfaces = devices.into_iter().flat_map(|devices| elements(devices, "interface"));
+    let Some(only) = interfaces.next() else { return Some(Network::None) };
+    if interfaces.next().is_some() {
+        return None;
+    }
+    let source = |attribute| child(only, "source")?.attribute(attribute).map(str::to_owned);
+    match only.attribute("type")? {
+        "user" => Some(Network::User),
+        "bridge" => source("bridge").map(Network::Bridge),
+        "network" => source("network").map(Network::Libvirt),
+        _ => None,
+    }
+}
+
+/// The hardware addresses of the network cards, in lower case.
+pub(super) fn mac_addresses(xml: &str) -> Vec<String> {
+    let Ok(document) = document(xml) else { return Vec::new() };
+    let devices = child(document.root_element(), "devices");
+    let interfaces = devices.into_iter().flat_map(|devices| elements(devices, "interface"));
+    interfaces.filter_map(|card| child(card, "mac")?.attribute("address").map(str::to_ascii_lowercase)).collect()
 }
 
 fn disks(devices: Node) -> Vec<DefinedDisk> {
@@ -321,6 +225,8 @@ fn text_of<'a>(node: Node<'a, '_>, name: &'static str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -332,58 +238,6 @@ mod tests {
             machine: "pc".to_owned(),
             agent_sockets: None,
         }
-    }
-
-    fn new_domain() -> NewDomain {
-        NewDomain {
-            uuid: Uuid::from_u128(1),
-            name: "web".to_owned(),
-            description: "the web".to_owned(),
-            vcpus: 2,
-            memory_bytes: 128 << 20,
-            root_disk: PathBuf::from("/d/root.qcow2"),
-            image: Some(BackingImage { path: PathBuf::from("/i/data"), format: Format::Qcow2 }),
-            console_log: PathBuf::from("/d/console.log"),
-            accelerator: Accelerator::Tcg,
-            metadata: format!("<instance xmlns='{METADATA_NAMESPACE}'/>"),
-        }
-    }
-
-    #[test]
-    fn what_is_written_reads_back_as_the_same() {
-        let definition = Definition::parse(&new_domain().to_xml(&profile())).unwrap();
-        assert_eq!(
-            definition,
-            Definition {
-                vcpus: Some(2),
-                memory_bytes: Some(128 << 20),
-                description: Some("the web".to_owned()),
-                disks: vec![DefinedDisk {
-                    device: "vda".to_owned(),
-                    path: Some(PathBuf::from("/d/root.qcow2")),
-                    format: Some("qcow2".to_owned()),
-                }],
-                console_log: Some(PathBuf::from("/d/console.log")),
-                has_serial: true,
-                has_vnc: true,
-            }
-        );
-    }
-
-    #[test]
-    fn the_accelerator_decides_type_and_cpu() {
-        let emulated = new_domain().to_xml(&profile());
-        assert!(emulated.contains("type='qemu'") && !emulated.contains("<cpu"));
-        let accelerated = NewDomain { accelerator: Accelerator::Kvm, ..new_domain() }.to_xml(&profile());
-        assert!(accelerated.contains("type='kvm'") && accelerated.contains("<cpu mode="));
-    }
-
-    #[test]
-    fn the_agents_socket_is_libvirts_affair_unless_the_profile_has_a_place() {
-        assert!(!new_domain().to_xml(&profile()).contains("mode='bind'"));
-        let xml = new_domain().to_xml(&Profile { agent_sockets: Some(PathBuf::from("/s/agent")), ..profile() });
-        let path = format!("path='/s/agent/{}'", Uuid::from_u128(1));
-        assert!(xml.contains(&path), "{xml}");
     }
 
     #[test]
@@ -414,6 +268,21 @@ mod tests {
         let xml = "<domain><devices><graphics type='spice'/><graphics type='vnc'/></devices></domain>";
         assert_eq!((vnc_index(xml), Definition::parse(xml).unwrap().has_serial), (Some(1), false));
         assert_eq!(vnc_index("<domain><devices><graphics type='spice'/></devices></domain>"), None);
+    }
+
+    #[test]
+    fn the_network_is_that_of_the_only_card_if_there_is_a_word_for_it() {
+        let network =
+            |cards: &str| Definition::parse(&format!("<domain><devices>{cards}</devices></domain>")).unwrap().network;
+        let bridge = "<interface type='bridge'><source bridge='br0'/></interface>";
+        assert_eq!(network(""), Some(Network::None));
+        assert_eq!(network(bridge), Some(Network::Bridge("br0".to_owned())));
+        assert_eq!(network("<interface type='user'/>"), Some(Network::User));
+        let named = "<interface type='network'><source network='default' portgroup='p'/></interface>";
+        assert_eq!(network(named), Some(Network::Libvirt("default".to_owned())));
+        for other in [&bridge.repeat(2), "<interface type='direct'/>", "<interface type='bridge'/>", "<interface/>"] {
+            assert_eq!(network(other), None, "{other}");
+        }
     }
 
     #[test]

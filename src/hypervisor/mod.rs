@@ -8,6 +8,7 @@ pub mod libvirt;
 pub mod simulated;
 pub mod target;
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use crate::model::domain::{ConsoleDevice, Domain, PowerState};
+use crate::model::network::Network;
 
 /// What happened, as far as it needs attention. Events may be merged or repeated; after one the receiver looks again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,26 @@ pub enum Accelerator {
     Kvm,
     /// QEMU's emulation.
     Tcg,
+}
+
+/// Who is asked for a guest's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressSource {
+    /// The guest itself, by its agent. It may never answer.
+    Agent,
+    /// The host: its DHCP leases, else its neighbour table.
+    Host,
+}
+
+/// Which networks guests can have here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Networks {
+    /// What a new draft has.
+    pub default: Network,
+    /// There is a driver for libvirt's networks.
+    pub has_libvirt_networks: bool,
+    /// Guests run on this very host, so that its bridges are theirs.
+    pub is_local: bool,
 }
 
 /// Why the hypervisor did not do what it was asked.
@@ -135,6 +157,15 @@ pub trait Hypervisor: Send + Sync {
     fn set_metadata(&self, uuid: Uuid, xml: Option<&str>) -> Result<(), HypervisorError>;
     /// Sets or removes the domain's description.
     fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError>;
+    /// Has a domain started with the host, or not.
+    fn set_autostart(&self, uuid: Uuid, on: bool) -> Result<(), HypervisorError>;
+    /// Changes virtual CPUs and memory in the definition of a domain that is off; everything else in it stays, secrets
+    /// included. `None` leaves a value as it is.
+    fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError>;
+    /// The addresses of a running guest, as this source knows them; empty if it knows none.
+    fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError>;
+    /// Which networks guests can have here. Asks nobody.
+    fn networks(&self) -> Networks;
     /// What new guests run on here: found out by trying (see [`libvirt::accelerator`]), remembered afterwards. May
     /// take up to 5 s the first time.
     fn accelerator(&self) -> Result<Accelerator, HypervisorError>;

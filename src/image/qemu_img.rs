@@ -4,8 +4,8 @@
 //! [`info`] runs on a sealed copy of the header and tables, so it needs no right to any file at all: as `nobody`, and
 //! where we are not root ourselves, and cannot become anybody, as ourselves without access to our files.
 
-mod cage;
-mod rights;
+pub(crate) mod cage;
+pub(crate) mod rights;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -112,6 +112,31 @@ pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format, size_
         .args([backing.as_os_str(), OsStr::new("--"), path.as_os_str(), &size])
         .stdin(Stdio::null());
     cage::run(command, cage::Limits::creating(), Rights::Ours).map(|_nothing_said| ())
+}
+
+/// The size that a guest sees of a qcow2 disk that we made, in bytes. Its header was written by qemu-img and QEMU, never
+/// by a guest. Errors are sentences.
+pub fn disk_size(path: &Path) -> Result<u64, String> {
+    check_absolute(path)?;
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "--output=json", "-U", "-f", Format::Qcow2.word(), "--"]).arg(path).stdin(Stdio::null());
+    let output = cage::run(command, cage::Limits::reading(), Rights::Ours)?;
+    let info: QemuInfo = serde_json::from_slice(&output)
+        .map_err(|error| format!("qemu-img info answered something else than expected: {error}"))?;
+    Ok(info.virtual_size_bytes)
+}
+
+/// Makes a qcow2 disk that we made larger, to `size_bytes`; qemu-img refuses to make one smaller, and to touch one that a
+/// guest uses. Errors are sentences.
+pub fn grow(path: &Path, size_bytes: u64) -> Result<(), String> {
+    check_absolute(path)?;
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["resize", "-q", "-f", Format::Qcow2.word(), "--"])
+        .arg(path)
+        .arg(size_bytes.to_string())
+        .stdin(Stdio::null());
+    cage::run(command, cage::Limits::growing(), Rights::Ours).map(|_nothing_said| ())
 }
 
 /// For what parses untrusted bytes.

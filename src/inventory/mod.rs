@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::model::Class;
 use crate::model::record::ErrorHistory;
-pub use object::{Flavor, Health, Image, Instance, Object, Part, RunningTask, Task};
+pub use object::{Addresses, Flavor, Health, Image, Instance, Object, Part, RunningTask, Task};
 
 /// Which files of a stream grew, by the numbers that tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

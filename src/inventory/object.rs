@@ -1,5 +1,6 @@
 //! What the inventory holds: immutable objects, shared by reference.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -30,11 +31,37 @@ pub struct Instance {
     pub record: InstanceRecord,
     /// What the hypervisor said last; `None` for drafts and domains that are gone.
     pub domain: Option<Domain>,
+    /// Where it can be reached, as last asked; none while it is off.
+    pub addresses: Addresses,
     /// What runs on it.
     pub task: Option<RunningTask>,
 }
 
+/// The addresses of a running guest, by who says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// The guest itself, by its agent.
+    pub agent: Vec<IpAddr>,
+    /// The host: its DHCP leases, else its neighbour table.
+    pub host: Vec<IpAddr>,
+}
+
+impl Addresses {
+    /// Those to show: the guest knows best.
+    pub fn shown(&self) -> &[IpAddr] {
+        if self.agent.is_empty() { &self.host } else { &self.agent }
+    }
+}
+
 impl Instance {
+    /// Whether it is started with the host.
+    pub fn autostart(&self) -> bool {
+        match (self.record.draft, &self.domain) {
+            (None, Some(domain)) => domain.autostart,
+            (Some(_), _) | (None, None) => self.record.autostart,
+        }
+    }
+
     /// The libvirt name, of a draft the wanted one.
     pub fn name(&self) -> &str {
         self.domain.as_ref().map_or(&self.record.name, |domain| &domain.name)

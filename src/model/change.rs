@@ -7,9 +7,11 @@ use uuid::Uuid;
 use super::caller::Role;
 use super::image::{self, Format};
 use super::instance::{self, Situation, State, Verdict, Word};
+use super::network::Network;
 use super::protection::{Action, Level};
 use super::reason::Reason;
-use super::record::{ImageRecord, InstanceRecord};
+use super::reconfiguration::Reconfiguration;
+use super::record::{DiskRole, ImageRecord, InstanceRecord};
 use super::sharing::{self, Status, Visibility};
 use super::task::Operation;
 
@@ -44,6 +46,10 @@ pub enum InstanceChange {
     MemoryBytes(u64),
     /// `root_disk_bytes`.
     RootDiskBytes(u64),
+    /// `network`.
+    Network(Network),
+    /// `autostart`.
+    Autostart(bool),
     /// `stop_timeout_seconds`.
     StopTimeoutSeconds(u32),
     /// `reboot` `soft`.
@@ -194,19 +200,25 @@ pub fn judge_instance(
             store_only(situation, *seconds == record.stop_timeout_seconds, Busy::Refuses)
         }
         InstanceChange::Name(wanted) => rename(situation, name, wanted),
-        InstanceChange::Image(image) => hardware(situation, record.image == Some(*image), Resizable::Never),
-        InstanceChange::UserData(text) => hardware(situation, record.user_data == *text, Resizable::Never),
-        InstanceChange::Flavor(choice) => {
-            let already = record.flavor.as_ref() == Some(&choice.name);
-            if !already {
-                choice.sizes.as_ref().map_err(Reason::clone)?;
-            }
-            hardware(situation, already, Resizable::Later)
+        InstanceChange::Image(image) => draft_only(situation, record.image == Some(*image)),
+        InstanceChange::UserData(text) => draft_only(situation, record.user_data == *text),
+        InstanceChange::Network(network) => draft_only(situation, record.network.as_ref() == Some(network)),
+        InstanceChange::Flavor(choice) => choose_flavor(situation, record, choice),
+        InstanceChange::Vcpus(count) => {
+            let change = Reconfiguration { vcpus: Some(*count), ..Reconfiguration::default() };
+            reconfigure(situation, record, change)
         }
-        InstanceChange::Vcpus(count) => hardware(situation, record.vcpus == *count, Resizable::Later),
-        InstanceChange::MemoryBytes(bytes) => hardware(situation, record.memory_bytes == *bytes, Resizable::Later),
+        InstanceChange::MemoryBytes(bytes) => {
+            let change = Reconfiguration { memory_bytes: Some(*bytes), ..Reconfiguration::default() };
+            reconfigure(situation, record, change)
+        }
         InstanceChange::RootDiskBytes(bytes) => {
-            hardware(situation, record.root_disk_bytes == Some(*bytes), Resizable::Later)
+            let change = Reconfiguration { root_disk_bytes: Some(*bytes), ..Reconfiguration::default() };
+            reconfigure(situation, record, change)
+        }
+        InstanceChange::Autostart(value) => {
+            let change = Reconfiguration { autostart: Some(*value), ..Reconfiguration::default() };
+            reconfigure(situation, record, change)
         }
         InstanceChange::RebootSoft => reboot(situation, Operation::RebootSoft),
         InstanceChange::RebootHard => reboot(situation, Operation::RebootHard),
@@ -346,23 +358,114 @@ fn rename(situation: &Situation<'_>, name: &str, wanted: &str) -> Result<Effect,
     }
 }
 
-/// Whether an attribute of the hardware can change after the draft.
-#[derive(PartialEq, Eq)]
-enum Resizable {
-    Never,
-    Later,
-}
-
-fn hardware(situation: &Situation<'_>, already: bool, resizable: Resizable) -> Result<Effect, Reason> {
+/// What is decided with the draft.
+fn draft_only(situation: &Situation<'_>, already: bool) -> Result<Effect, Reason> {
     if already {
         return Ok(Effect::AlreadyTrue);
     }
     situation.protection.check(Action::Change, situation.role)?;
-    if situation.state != State::Draft && resizable == Resizable::Later {
-        return Err(Reason::NotBuilt { what: "resizing after the draft" });
-    }
     instance::idle(situation.task)?;
     if situation.state == State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) }
+}
+
+/// Takes over what a flavor gives; its name alone says whether the instance has it.
+fn choose_flavor(situation: &Situation<'_>, record: &InstanceRecord, choice: &FlavorChoice) -> Result<Effect, Reason> {
+    let comes = matches!(situation.task, Some(Operation::Reconfigure { change, .. }) if change.flavor.is_some());
+    if record.flavor.as_ref() == Some(&choice.name) && !comes {
+        return Ok(Effect::AlreadyTrue);
+    }
+    let sizes = choice.sizes.as_ref().map_err(Reason::clone)?;
+    let change = Reconfiguration {
+        vcpus: Some(sizes.vcpus),
+        memory_bytes: Some(sizes.memory_bytes),
+        root_disk_bytes: sizes.root_disk_bytes,
+        flavor: Some(choice.name.clone()),
+        ..Reconfiguration::default()
+    };
+    reconfigure(situation, record, change)
+}
+
+/// Judges values that change in a draft and later; several at once are one operation.
+pub fn reconfigure(
+    situation: &Situation<'_>,
+    record: &InstanceRecord,
+    change: Reconfiguration,
+) -> Result<Effect, Reason> {
+    let running = match situation.task {
+        Some(Operation::Reconfigure { change, .. }) => Some(change),
+        Some(_) | None => None,
+    };
+    if running.is_some_and(|running| running.includes(&change)) {
+        return Ok(Effect::Join);
+    }
+    if present(record).includes(&change) && !running.is_some_and(|running| running.overlaps(&change)) {
+        return Ok(Effect::AlreadyTrue);
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    if situation.state == State::Draft {
+        instance::idle(situation.task)?;
+        return Ok(Effect::Record);
+    }
+    grows(record, &change)?;
+    if !situation.is_defined {
+        return Err(Reason::NotBuilt { what: "a way to define again what was undefined outside" });
+    }
+    instance::reachable(situation.unreachable)?;
+    instance::idle(situation.task)?;
+    let stopped = match situation.state {
+        State::Stopped => true,
+        State::Draft
+        | State::Building
+        | State::Active
+        | State::Paused
+        | State::Suspended
+        | State::Rescued
+        | State::Resized
+        | State::Shelved
+        | State::ShelvedOffloaded
+        | State::Error
+        | State::SoftDeleted => false,
+    };
+    if change.needs_stopped() && !stopped {
+        return Err(Reason::StoppedOnly);
+    }
+    Ok(Effect::Start(Operation::Reconfigure { change, then: None }))
+}
+
+/// The values as they are.
+fn present(record: &InstanceRecord) -> Reconfiguration {
+    let autostart = match (record.draft, &record.seen) {
+        (None, Some(domain)) => domain.autostart,
+        (Some(_), _) | (None, None) => record.autostart,
+    };
+    Reconfiguration {
+        vcpus: Some(record.vcpus),
+        memory_bytes: Some(record.memory_bytes),
+        root_disk_bytes: record.root_disk_bytes,
+        autostart: Some(autostart),
+        flavor: record.flavor.clone(),
+    }
+}
+
+/// A disk that we made can grow, and that is all.
+fn grows(record: &InstanceRecord, change: &Reconfiguration) -> Result<(), Reason> {
+    let Some(wanted) = change.root_disk_bytes else { return Ok(()) };
+    // A flavor may give what is there already.
+    if record.root_disk_bytes == Some(wanted) {
+        return Ok(());
+    }
+    if !record.disks.iter().any(|disk| disk.role == DiskRole::Root) {
+        return Err(Reason::Unsupported(
+            "its disk was not made by instancefs, which leaves it as it is; grow it with virsh blockresize or qemu-img"
+                .to_owned(),
+        ));
+    }
+    match record.root_disk_bytes {
+        Some(bytes) if wanted < bytes => {
+            Err(Reason::OutOfRange { low: bytes, high: i64::MAX as u64, unit: "bytes: a disk only grows" })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn reboot(situation: &Situation<'_>, operation: Operation) -> Result<Effect, Reason> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::network::Network;
+
 /// What the hypervisor says of a domain's power, in libvirt's terms (`virDomainState`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,6 +95,9 @@ pub struct Definition {
     pub memory_bytes: Option<u64>,
     /// `<description>`.
     pub description: Option<String>,
+    /// What its only network card is connected to; `None` if there are several or it is of another kind.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// Disks (device='disk' only).
     pub disks: Vec<DefinedDisk>,
     /// The file that logs the first serial or console device.

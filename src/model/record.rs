@@ -9,8 +9,20 @@ use super::caller::Ownership;
 use super::domain::{Definition, Domain};
 use super::image::Format;
 use super::keys::Keys;
+use super::network::Network;
 use super::protection::Protection;
 use super::sharing::Sharing;
+
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskRole {
+    /// The guest boots from it.
+    #[default]
+    Root,
+    /// It tells a new guest its `user_data`.
+    Seed,
+}
 
 /// A disk that instancefs made. A disk without such a record is never deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +33,9 @@ pub struct DiskRecord {
     pub reference: String,
     /// The operation that created it.
     pub operation: Uuid,
+    /// What it is for.
+    #[serde(default)]
+    pub role: DiskRole,
 }
 
 /// A refusal or failure, as `last_error` and `errors` show it.
@@ -111,6 +126,13 @@ pub struct InstanceRecord {
     pub memory_bytes: u64,
     /// Size of the root disk in bytes; `None` in a draft means the image's.
     pub root_disk_bytes: Option<u64>,
+    /// What its network card is connected to: of a draft as wanted, else as the definition says; `None` if that says
+    /// something else than [`Network`] can.
+    #[serde(default)]
+    pub network: Option<Network>,
+    /// Of a draft, whether it is to be started with the host; else the hypervisor says.
+    #[serde(default)]
+    pub autostart: bool,
     /// The disks that we made for it.
     pub disks: Vec<DiskRecord>,
     /// Why it is in `error` although the hypervisor has moved on (a crash is remembered until the next start);
@@ -158,6 +180,8 @@ impl InstanceRecord {
             vcpus: 0,
             memory_bytes: 0,
             root_disk_bytes: None,
+            network: None,
+            autostart: false,
             disks: Vec::new(),
             crashed: None,
             operation: None,

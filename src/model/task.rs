@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Class;
+use super::reconfiguration::Reconfiguration;
 use super::record::DiskRecord;
 
 /// What an operation does; with its parameters, so that recovery needs nothing else.
@@ -37,6 +38,13 @@ pub enum Operation {
         /// Wanted name.
         to: String,
     },
+    /// Change hardware and other settings of an instance that is not a draft any more, all or none.
+    Reconfigure {
+        /// The values.
+        change: Reconfiguration,
+        /// What the same change set asked for beside: it follows when they are set.
+        then: Option<Box<Operation>>,
+    },
     /// Verify and publish an image draft.
     CommitImage,
     /// Fetch an image draft's data from its `import_from`, verify and publish it.
@@ -59,6 +67,7 @@ impl Operation {
             Operation::Resume => TaskWord::Resuming,
             Operation::RebootSoft | Operation::RebootHard => TaskWord::Rebooting,
             Operation::Rename { .. } => TaskWord::Renaming,
+            Operation::Reconfigure { .. } => TaskWord::Reconfiguring,
             Operation::CommitImage => TaskWord::Saving,
             Operation::ImportImage => TaskWord::Importing,
             Operation::DiscardDraft => TaskWord::Deleting,
@@ -80,6 +89,7 @@ impl Operation {
             Operation::Pause => Some("paused"),
             Operation::Suspend => Some("suspended"),
             Operation::Rename { .. } => None,
+            Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| then.target()),
             Operation::DiscardDraft => Some("deleted"),
         }
     }
@@ -115,11 +125,13 @@ pub enum TaskWord {
     Deleting,
     /// An image draft's data is fetched from elsewhere, verified and published.
     Importing,
+    /// Hardware or settings change.
+    Reconfiguring,
 }
 
 impl TaskWord {
     /// All of them.
-    pub const ALL: [TaskWord; 13] = [
+    pub const ALL: [TaskWord; 14] = [
         TaskWord::Building,
         TaskWord::Defining,
         TaskWord::Starting,
@@ -133,6 +145,7 @@ impl TaskWord {
         TaskWord::Saving,
         TaskWord::Deleting,
         TaskWord::Importing,
+        TaskWord::Reconfiguring,
     ];
 
     /// The content of `task`.
@@ -151,6 +164,7 @@ impl TaskWord {
             TaskWord::Saving => "saving",
             TaskWord::Deleting => "deleting",
             TaskWord::Importing => "importing",
+            TaskWord::Reconfiguring => "reconfiguring",
         }
     }
 }
@@ -200,6 +214,15 @@ pub enum Creation {
     Disk(DiskRecord),
     /// The domain's definition; its undo undefines it.
     Definition,
+    /// Other settings of a domain that exists; its undo sets these former ones again.
+    Settings {
+        /// Virtual CPUs.
+        vcpus: u32,
+        /// Memory in bytes.
+        memory_bytes: u64,
+        /// Started with the host.
+        autostart: bool,
+    },
 }
 
 /// How a step stands.

@@ -208,12 +208,18 @@ pub static ROWS: &[InstanceRow] = &[
         |value, resolver| resolver.image(filled(value)?).map(InstanceChange::Image),
     ),
     writable(
-        row(23, "vcpus", 0o660, Type::Number(""), "Virtual CPUs; written in a draft."),
+        row(23, "vcpus", 0o660, Type::Number(""), "Virtual CPUs; written in a draft and while stopped."),
         |instance| instance.record.vcpus.to_string(),
         |value, _| vcpus(filled(value)?).map(InstanceChange::Vcpus),
     ),
     writable(
-        row(24, "memory_bytes", 0o660, Type::Number("bytes"), "Memory; written in a draft."),
+        row(
+            24,
+            "memory_bytes",
+            0o660,
+            Type::Number("bytes"),
+            "Memory, a multiple of 1024; written in a draft and while stopped.",
+        ),
         |instance| instance.record.memory_bytes.to_string(),
         |value, _| memory_bytes(filled(value)?).map(InstanceChange::MemoryBytes),
     ),
@@ -223,7 +229,8 @@ pub static ROWS: &[InstanceRow] = &[
             "root_disk_bytes",
             0o660,
             Type::Number("bytes"),
-            "Size of the root disk; written in a draft, empty there means the image's size.",
+            "Size of the root disk; written in a draft, where empty means the image's size, and while stopped, when it \
+             only grows. Empty if instancefs did not make the disk.",
         ),
         |instance| instance.record.root_disk_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
         |value, _| root_disk_bytes(filled(value)?).map(InstanceChange::RootDiskBytes),
@@ -316,11 +323,39 @@ pub static ROWS: &[InstanceRow] = &[
     ),
     writable(
         row(
+            40,
+            "network",
+            0o660,
+            Type::Text,
+            "What its network card is connected to: none, user (connections out only), bridge:NAME of this host, \
+             network:NAME of libvirt; written in a draft. Empty if its definition says something else.",
+        ),
+        |instance| instance.record.network.as_ref().map_or_else(String::new, |network| network.to_string()),
+        |value, _| filled(value)?.parse().map(InstanceChange::Network).map_err(Reason::Malformed),
+    ),
+    with_read(
+        row(
+            41,
+            "addresses",
+            0o440,
+            Type::Document("lines"),
+            "Where the guest can be reached, one address a line, as its agent says, else the host's DHCP leases or its \
+             neighbour table. Looked up in the background while it runs; empty while it does not.",
+        ),
+        Read::Document(|instance| instance.addresses.shown().iter().map(|address| format!("{address}\n")).collect()),
+    ),
+    writable(
+        row(42, "autostart", 0o660, Type::Boolean, "1 has it started with the host. Written at any time."),
+        |instance| u8::from(instance.autostart()).to_string(),
+        |value, _| boolean(value).map(InstanceChange::Autostart),
+    ),
+    writable(
+        row(
             50,
             "flavor",
             0o660,
             Type::Text,
-            "The flavor whose vcpus, memory_bytes and root_disk_bytes were copied last; written in a draft as a name or \
+            "The flavor whose vcpus, memory_bytes and root_disk_bytes were copied last; written in a draft and while stopped, as a name or \
              a path in this tree. What is written afterwards deviates from it.",
         ),
         |instance| instance.record.flavor.clone().unwrap_or_default(),

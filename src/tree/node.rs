@@ -66,6 +66,7 @@ pub fn words(class: Class) -> Vec<&'static str> {
             TaskWord::Rebooting,
             TaskWord::Renaming,
             TaskWord::Deleting,
+            TaskWord::Reconfiguring,
         ],
         Class::Image => &[TaskWord::Saving, TaskWord::Deleting, TaskWord::Importing],
         Class::Task | Class::Flavor => &[],

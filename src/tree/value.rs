@@ -76,6 +76,7 @@ pub fn number(value: &str, low: u64, high: u64, unit: &'static str) -> Result<u6
     }
 }
 
+const KIBIBYTE: u64 = 1 << 10;
 const MEBIBYTE: u64 = 1 << 20;
 const TEBIBYTE: u64 = 1 << 40;
 
@@ -84,9 +85,9 @@ pub fn vcpus(value: &str) -> Result<u32, Reason> {
     u32::try_from(number(value, 1, 512, "")?).map_err(|_| malformed("too many"))
 }
 
-/// A guest's memory.
+/// A guest's memory, in libvirt's unit of 1024 bytes.
 pub fn memory_bytes(value: &str) -> Result<u64, Reason> {
-    number(value, 4 * MEBIBYTE, 64 * TEBIBYTE, "bytes")
+    number(value, 4 * MEBIBYTE, 64 * TEBIBYTE, "bytes").map(|bytes| bytes.next_multiple_of(KIBIBYTE))
 }
 
 /// The size of a root disk.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::draft;
 use super::judge::Judge;
+use super::network;
 use crate::inventory::{Flavor, Image, Instance};
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
@@ -58,6 +59,11 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
             let present = record.root_disk_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
             words("root_disk_bytes", present, bytes)
         }
+        InstanceChange::Network(network) => {
+            let present = record.network.as_ref().map(|network| network.to_string()).unwrap_or_default();
+            words("network", present, network)
+        }
+        InstanceChange::Autostart(value) => words("autostart", u8::from(instance.autostart()), u8::from(*value)),
         InstanceChange::StopTimeoutSeconds(seconds) => {
             words("stop_timeout_seconds", record.stop_timeout_seconds, seconds)
         }
@@ -150,6 +156,8 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
+        | InstanceChange::Network(_)
+        | InstanceChange::Autostart(_)
         | InstanceChange::StopTimeoutSeconds(_)
         | InstanceChange::RebootSoft
         | InstanceChange::RebootHard
@@ -205,6 +213,11 @@ impl Judge<'_, '_> {
             InstanceChange::Vcpus(count) => record.vcpus = *count,
             InstanceChange::MemoryBytes(bytes) => record.memory_bytes = *bytes,
             InstanceChange::RootDiskBytes(bytes) => record.root_disk_bytes = Some(*bytes),
+            InstanceChange::Network(network) => {
+                network::supported(network, &self.shared.parts.hypervisor.networks())?;
+                record.network = Some(network.clone());
+            }
+            InstanceChange::Autostart(value) => record.autostart = *value,
             InstanceChange::StopTimeoutSeconds(seconds) => record.stop_timeout_seconds = *seconds,
             InstanceChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
             // These are operations.
@@ -227,7 +240,8 @@ impl Judge<'_, '_> {
 
     /// A new instance draft, numbered.
     pub(super) fn instance_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Instance {
-        draft::new_instance(id, self.batch.next_number(), self.ownership_for(caller), self.now)
+        let network = self.shared.parts.hypervisor.networks().default;
+        draft::new_instance(id, self.batch.next_number(), self.ownership_for(caller), network, self.now)
     }
 
     /// A new image draft, numbered.

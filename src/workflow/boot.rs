@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::journal::{has_run, is_active, without_disk};
 use super::ledger::now;
 use super::operation::{Ending, Halt, Run, WhenFull};
-use crate::block::{BlockError, NewDisk};
+use super::{network, seed};
+use crate::block::{BlockError, NewDisk, NewSeed};
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::definition::{BackingImage, METADATA_NAMESPACE, NewDomain};
 use crate::inventory::{Image, Instance, Object};
@@ -23,6 +24,7 @@ use crate::model::task::Creation;
 pub(super) const START: &str = "start";
 
 const ROOT_DISK: &str = "root_disk";
+const SEED: &str = "seed";
 const DEFINE: &str = "define";
 const LEFTOVERS: &str = "leftovers";
 
@@ -61,6 +63,7 @@ pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
             make(run, &image, size_bytes)?;
         }
     }
+    set_autostart(run)?;
     match then {
         Then::StayOff => {}
         Then::Start => {
@@ -105,10 +108,33 @@ fn make(run: &Run, image: &Image, size_bytes: u64) -> Result<(), Halt> {
     run.begin_creating(ROOT_DISK, Creation::Disk(record.clone()))?;
     run.shared.parts.block.create(&disk).map_err(|error| Halt::Failed(of_block(error)))?;
     run.proceed()?;
-    define(run, &record, BackingImage { path: image_path.clone(), format })
+    let seed = make_seed(run)?;
+    define(run, &record, seed.as_ref(), BackingImage { path: image_path.clone(), format })
 }
 
-fn define(run: &Run, disk: &DiskRecord, image: BackingImage) -> Result<(), Halt> {
+/// Makes the disk that tells the guest its `user_data`, if it has some.
+fn make_seed(run: &Run) -> Result<Option<DiskRecord>, Halt> {
+    let instance = run.instance()?;
+    let Some(user_data) = &instance.record.user_data else { return Ok(None) };
+    let meta_data = seed::meta_data(run.object, &instance.record.name);
+    let documents = [("user-data", user_data.as_bytes()), ("meta-data", meta_data.as_bytes())];
+    let new = NewSeed { instance: run.object, operation: run.id, documents: &documents };
+    let record = run.shared.parts.block.plan_seed(&new);
+    run.begin_creating(SEED, Creation::Disk(record.clone()))?;
+    run.shared.parts.block.create_seed(&new).map_err(|error| Halt::Failed(of_block(error)))?;
+    run.proceed()?;
+    Ok(Some(record))
+}
+
+/// Part of the definition: its removal takes this back.
+fn set_autostart(run: &Run) -> Result<(), Halt> {
+    if run.instance()?.record.autostart && !run.look()?.is_some_and(|domain| domain.autostart) {
+        run.hypervisor().set_autostart(run.object, true)?;
+    }
+    Ok(())
+}
+
+fn define(run: &Run, disk: &DiskRecord, seed: Option<&DiskRecord>, image: BackingImage) -> Result<(), Halt> {
     let accelerator = run.hypervisor().accelerator()?;
     let console_log = run.shared.console_path(run.object);
     make_directory_of(&console_log).map_err(|error| {
@@ -123,8 +149,10 @@ fn define(run: &Run, disk: &DiskRecord, image: BackingImage) -> Result<(), Halt>
         description: record.description.clone(),
         vcpus: record.vcpus,
         memory_bytes: record.memory_bytes,
+        network: record.network.clone().unwrap_or_else(|| run.hypervisor().networks().default),
         root_disk: run.shared.parts.block.path(disk),
         image: Some(image),
+        seed: seed.map(|seed| run.shared.parts.block.path(seed)),
         console_log,
         accelerator,
         metadata: mark(run.id),
@@ -144,8 +172,18 @@ fn start(run: &Run) -> Result<(), Halt> {
         Err(error) => match run.look()? {
             // An earlier call, or another client, was first.
             Some(domain) if has_run(&domain) => Ok(()),
-            Some(_) | None => Err(error.into()),
+            Some(_) | None => Err(not_started(run, error)),
         },
+    }
+}
+
+/// Why a guest did not start: its network may have gone since it was last looked for.
+pub(super) fn not_started(run: &Run, error: HypervisorError) -> Halt {
+    let networks = run.hypervisor().networks();
+    let network = run.instance().ok().and_then(|instance| instance.record.network.clone());
+    match network::exists(network.as_ref(), &networks) {
+        Ok(()) => error.into(),
+        Err(reason) => Halt::Failed(reason),
     }
 }
 

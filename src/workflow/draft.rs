@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::boot::clear_leftovers;
 use super::drafts_data::of_io;
 use super::operation::{Ending, Halt, Run};
-use crate::inventory::{Flavor, Image, Instance};
+use crate::inventory::{Addresses, Flavor, Image, Instance};
 use crate::model::Class;
 use crate::model::caller::Ownership;
+use crate::model::network::Network;
 use crate::model::protection::{Action, check_deletion};
 use crate::model::record::{Draft, ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 
@@ -23,14 +24,15 @@ const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A new instance draft.
-pub(super) fn new_instance(id: Uuid, number: u64, ownership: Ownership, now: u64) -> Instance {
+pub(super) fn new_instance(id: Uuid, number: u64, ownership: Ownership, network: Network, now: u64) -> Instance {
     let record = InstanceRecord {
         draft: Some(Draft { written: false }),
         vcpus: DEFAULT_VCPUS,
         memory_bytes: DEFAULT_MEMORY_BYTES,
+        network: Some(network),
         ..InstanceRecord::new(number, id.to_string(), ownership, now)
     };
-    Instance { id, record, domain: None, task: None }
+    Instance { id, record, domain: None, addresses: Addresses::default(), task: None }
 }
 
 /// A new image draft.

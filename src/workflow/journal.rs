@@ -26,7 +26,7 @@ impl Run {
     pub(super) fn begin_creating(&self, name: &'static str, creates: Creation) -> Result<(), Halt> {
         let (object, disk) = match &creates {
             Creation::Disk(disk) => (self.object, Some(disk.clone())),
-            Creation::Definition => (self.object, None),
+            Creation::Definition | Creation::Settings { .. } => (self.object, None),
         };
         self.step(name, Some(creates), move |batch| {
             let (Some(instance), Some(disk)) = (batch.instance(object), &disk) else { return };
@@ -89,6 +89,10 @@ impl Run {
                 None => continue,
                 Some(Creation::Definition) => self.undo_definition()?,
                 Some(Creation::Disk(disk)) => self.undo_disk(disk)?,
+                Some(Creation::Settings { .. }) if self.has_begun(super::reconfigure::SET)? => continue,
+                Some(Creation::Settings { vcpus, memory_bytes, autostart }) => {
+                    self.undo_settings(*vcpus, *memory_bytes, *autostart)?
+                }
             };
             match undone {
                 Undone::Yes => self.mark_undone(&step)?,
@@ -142,6 +146,27 @@ impl Run {
         Ok(Undone::No)
     }
 
+    fn undo_settings(&self, vcpus: u32, memory_bytes: u64, autostart: bool) -> Result<Undone, Halt> {
+        for _ in 0..UNDO_TRIES {
+            let Some(domain) = self.look()? else { return Ok(Undone::Yes) };
+            if is_active(&domain) || domain.has_managed_save || self.is_locked() {
+                log::warn!("the settings of {} are not undone: it runs, or was locked meanwhile", self.object);
+                return Ok(Undone::No);
+            }
+            let hypervisor = self.hypervisor();
+            let undone = hypervisor
+                .set_hardware(self.object, Some(vcpus), Some(memory_bytes))
+                .and_then(|()| hypervisor.set_autostart(self.object, autostart));
+            match undone {
+                Ok(()) => return Ok(Undone::Yes),
+                Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),
+                Err(error) => log::warn!("the settings of {} cannot be undone: {error}", self.object),
+            }
+            self.shared.gate.sleep(UNDO_PAUSE, &|| false);
+        }
+        Ok(Undone::No)
+    }
+
     fn mark_undone(&self, undone: &Step) -> Result<(), Halt> {
         let (id, object, undone) = (self.id, self.object, undone.clone());
         let edit = move |batch: &mut Batch<'_>| {
@@ -154,8 +179,19 @@ impl Run {
                 }
                 batch.put(Object::Task(Arc::new(task)));
             }
-            if let (Some(instance), Some(Creation::Disk(disk))) = (batch.instance(object), &undone.creates) {
-                batch.put(Object::Instance(Arc::new(without_disk(&instance, disk))));
+            let Some(instance) = batch.instance(object) else { return };
+            match &undone.creates {
+                Some(Creation::Disk(disk)) => {
+                    batch.put(Object::Instance(Arc::new(without_disk(&instance, disk))));
+                }
+                Some(Creation::Settings { vcpus, memory_bytes, .. }) => {
+                    // The background may have read the definition meanwhile.
+                    let mut instance = (*instance).clone();
+                    instance.record.vcpus = *vcpus;
+                    instance.record.memory_bytes = *memory_bytes;
+                    batch.put(Object::Instance(Arc::new(instance)));
+                }
+                Some(Creation::Definition) | None => {}
             }
         };
         self.store(Arc::new(edit), WhenFull::Wait)

@@ -13,6 +13,7 @@ use super::draft;
 use super::engine::Shared;
 use super::events::Entry;
 use super::ledger::Batch;
+use super::network;
 use super::request::{DOCUMENT, Request};
 use super::subject::Subject;
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
@@ -127,6 +128,8 @@ impl Judge<'_, '_> {
         let mut removed = false;
         // All that is wrong with a document is said at once.
         let mut refused = Vec::new();
+        // Begun at the end, so that all values and what is to follow them are one operation.
+        let mut planned: Option<Operation> = None;
         for change in sorted {
             let told = subject.describe(change);
             let what = told.what.clone();
@@ -154,15 +157,15 @@ impl Judge<'_, '_> {
                     }
                 }
                 Effect::Start(operation) => {
-                    if let Err(reason) = subject.can_begin(self, caller, &operation) {
-                        refused.push((what, reason));
-                        continue;
+                    let begins =
+                        subject.can_begin(self, caller, &operation).and_then(|()| joined(planned.as_ref(), operation));
+                    match begins {
+                        Ok(operation) => planned = Some(operation),
+                        Err(reason) => {
+                            refused.push((what, reason));
+                            continue;
+                        }
                     }
-                    let begun = self.begin(caller, S::CLASS, id, subject.ownership(), operation);
-                    subject.claim(running(&begun));
-                    accepted.answer = Answer::Operation(begun.id);
-                    task = Some(begun);
-                    changed = true;
                 }
                 Effect::Reset => {
                     accepted.answer = subject.task().map_or(Answer::Look(id), |task| Answer::Cancelled(task.id));
@@ -177,6 +180,13 @@ impl Judge<'_, '_> {
         if removed {
             self.batch.remove(S::CLASS, id);
             return Ok(accepted);
+        }
+        if let Some(operation) = planned {
+            let begun = self.begin(caller, S::CLASS, id, subject.ownership(), operation);
+            subject.claim(running(&begun));
+            accepted.answer = Answer::Operation(begun.id);
+            task = Some(begun);
+            changed = true;
         }
         let now = self.now;
         let traces = subject.traces();
@@ -313,17 +323,20 @@ impl Judge<'_, '_> {
                 }
                 boot::can_make_disks(&image)?;
                 boot::demands(&instance.record, &image)?;
+                network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())?;
                 self.name_is_free(&instance.record.name, instance.id)
             }
+            Operation::Start | Operation::Resume => {
+                network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())
+            }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
-            Operation::Start
-            | Operation::Stop
+            Operation::Stop
             | Operation::Pause
             | Operation::Unpause
             | Operation::Suspend
-            | Operation::Resume
             | Operation::RebootSoft
             | Operation::RebootHard
+            | Operation::Reconfigure { .. }
             | Operation::CommitImage
             | Operation::ImportImage
             | Operation::DiscardDraft => Ok(()),
@@ -374,6 +387,21 @@ pub(super) fn running(task: &Task) -> RunningTask {
     RunningTask { id: task.id, operation: task.record.operation.clone(), progress: task.record.progress }
 }
 
+/// What a change set has begun so far, and one more operation. Values are set together, and one other operation can
+/// follow them; two others would own the object both.
+fn joined(planned: Option<&Operation>, operation: Operation) -> Result<Operation, Reason> {
+    match (planned, operation) {
+        (None, operation) => Ok(operation),
+        (Some(Operation::Reconfigure { change, then: None }), Operation::Reconfigure { change: later, then: None }) => {
+            Ok(Operation::Reconfigure { change: change.merged(&later), then: None })
+        }
+        (Some(Operation::Reconfigure { change, then: None }), operation) => {
+            Ok(Operation::Reconfigure { change: change.clone(), then: Some(Box::new(operation)) })
+        }
+        (Some(first), _) => Err(Reason::Busy { task: first.task_word().word() }),
+    }
+}
+
 /// The name that an operation will give to an instance.
 pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) -> Option<&'a str> {
     match operation {
@@ -390,6 +418,7 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
         | Operation::CommitImage
         | Operation::ImportImage
         | Operation::DiscardDraft => None,
+        Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| wanted_name(instance, then)),
     }
 }
 
@@ -408,6 +437,8 @@ pub(super) fn rank(change: &InstanceChange) -> u8 {
         | InstanceChange::Vcpus(_)
         | InstanceChange::MemoryBytes(_)
         | InstanceChange::RootDiskBytes(_)
+        | InstanceChange::Network(_)
+        | InstanceChange::Autostart(_)
         | InstanceChange::StopTimeoutSeconds(_)
         | InstanceChange::Metadata(..) => 2,
         InstanceChange::Name(_) => 3,

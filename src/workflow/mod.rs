@@ -18,12 +18,15 @@ mod import;
 mod journal;
 mod judge;
 pub mod ledger;
+mod network;
 mod operation;
 mod power;
 mod reboot;
 pub mod reconcile;
+mod reconfigure;
 pub mod recovery;
 pub mod request;
+mod seed;
 mod subject;
 mod turn;
 

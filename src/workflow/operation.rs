@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
-use super::{boot, commit, draft, import, power, reboot};
+use super::{boot, commit, draft, import, power, reboot, reconfigure};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task};
 use crate::model::Class;
@@ -181,7 +181,12 @@ impl Run {
     }
 
     fn attempt(&self) -> Result<Ending, Halt> {
-        match &self.operation {
+        self.perform(&self.operation)
+    }
+
+    /// Does an operation, or the part of one that is an operation too.
+    pub(super) fn perform(&self, operation: &Operation) -> Result<Ending, Halt> {
+        match operation {
             Operation::Boot => boot::boot(self, boot::Then::Start),
             Operation::Define => boot::boot(self, boot::Then::StayOff),
             Operation::Start => power::start(self),
@@ -193,6 +198,7 @@ impl Run {
             Operation::RebootSoft => reboot::soft(self),
             Operation::RebootHard => reboot::hard(self),
             Operation::Rename { to, .. } => power::rename(self, to),
+            Operation::Reconfigure { change, then } => reconfigure::reconfigure(self, change, then.as_deref()),
             Operation::CommitImage => commit::commit(self),
             Operation::ImportImage => import::import_image(self),
             Operation::DiscardDraft => draft::discard(self),
@@ -433,5 +439,7 @@ fn file(operation: &Operation) -> &'static str {
         | Operation::DiscardDraft => "state",
         Operation::RebootSoft | Operation::RebootHard => "reboot",
         Operation::Rename { .. } => "name",
+        Operation::Reconfigure { change, then: None } => change.file(),
+        Operation::Reconfigure { then: Some(_), .. } => "spec.json",
     }
 }

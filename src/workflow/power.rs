@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::boot::not_started;
 use super::journal::is_active;
 use super::ledger::now;
 use super::operation::{Ending, Halt, Run};
@@ -57,7 +58,14 @@ pub(super) fn resume(run: &Run) -> Result<Ending, Halt> {
 
 pub(super) fn launch(run: &Run) -> Result<(), Halt> {
     run.begin("start")?;
-    settle(run, run.hypervisor().start(run.object), is_active)
+    match run.hypervisor().start(run.object) {
+        Ok(()) => Ok(()),
+        Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
+        Err(error) => match run.look()? {
+            Some(domain) if is_active(&domain) => Ok(()),
+            Some(_) | None => Err(not_started(run, error)),
+        },
+    }
 }
 
 fn started() -> Ending {

@@ -2,9 +2,10 @@
 //!
 //! Each kind of waiting has a thread of its own, so that none stops another: one receives events, one asks about them
 //! and makes the passes, one pings and one notices that the ping hangs, one fetches definitions and mirrors, one
-//! watches console logs, one saves, and one listens to the inventory.
+//! watches console logs, one saves, one listens to the inventory, and some ask for addresses.
 
 mod absorb;
+mod addresses;
 mod console;
 mod definitions;
 mod health;
@@ -23,13 +24,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use crate::hypervisor::{self, Domain, Hypervisor, HypervisorError};
+use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
 use crate::store::{Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::Ledger;
 
 use absorb::{Answers, Extent, Stamps};
+use addresses::{AGENT_THREADS, Schedules};
 use console::Console;
 use health::{Board, Writer};
 pub use mirror::metadata_element;
@@ -92,6 +94,7 @@ pub struct Reconciler {
     settings: Settings,
     board: Board,
     console: Option<Console>,
+    addresses: Schedules,
     next_question: AtomicU64,
     stamps: Mutex<Stamps>,
     pending: Mutex<Pending>,
@@ -128,6 +131,7 @@ impl Reconciler {
         let reconciler = Arc::new(Reconciler {
             board: Board::new(Arc::clone(ledger.inventory())),
             console,
+            addresses: Schedules::default(),
             ledger,
             store,
             hypervisor,
@@ -151,6 +155,7 @@ impl Reconciler {
         let changes = reconciler.ledger.inventory().subscribe();
         for instance in reconciler.ledger.inventory().instances() {
             reconciler.watch_console(&instance);
+            reconciler.watch_addresses(&instance);
         }
         reconciler.spawn_listener("events-in", move |this| this.receive(&incoming));
         reconciler.spawn_listener("inventory", move |this| this.listen(&changes));
@@ -159,6 +164,10 @@ impl Reconciler {
         reconciler.spawn("ping", |this| this.board.ping(&*this.hypervisor));
         reconciler.spawn("health", |this| this.board.watch());
         reconciler.spawn("saver", Reconciler::save);
+        reconciler.spawn("addresses", |this| this.ask_for_addresses(AddressSource::Host));
+        for _ in 0..AGENT_THREADS {
+            reconciler.spawn("agents", |this| this.ask_for_addresses(AddressSource::Agent));
+        }
         reconciler.spawn("console", |this| {
             if let Some(console) = &this.console {
                 let inventory = Arc::clone(this.ledger.inventory());
@@ -251,6 +260,7 @@ impl Reconciler {
         self.published.notify_all();
         drop(self.sleep.lock());
         self.sleep_wake.notify_all();
+        self.addresses.close();
         self.board.stop();
         if let Some(console) = &self.console {
             console.stop();
@@ -387,6 +397,7 @@ impl Reconciler {
                 }
             }
             if !changed.is_empty() {
+                self.look_for_addresses(&changed);
                 self.details.lock().fetch.extend(changed);
                 self.details_wake.notify_all();
             }
@@ -399,6 +410,7 @@ impl Reconciler {
         details.fetch.extend(&ids);
         details.mirror.extend(&ids);
         drop(details);
+        self.look_for_addresses(&ids);
         self.details_wake.notify_all();
     }
 

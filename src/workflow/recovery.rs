@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::engine::Shared;
 use super::judge::running;
 use super::ledger::now;
-use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task, Update};
+use crate::inventory::{Addresses, Flavor, Image, Instance, Object, RunningTask, Task, Update};
 use crate::model::Class;
 use crate::model::reason::Reason;
 use crate::model::record::{FlavorRecord, ImageRecord, InstanceRecord};
@@ -36,7 +36,13 @@ pub fn load(store: &dyn Store) -> Result<Vec<Update>, StoreError> {
     for (id, record) in read::<InstanceRecord>(store, Class::Instance)? {
         let task = task_of(record.operation);
         let domain = record.seen.clone();
-        updates.push(Update::Put(Object::Instance(Arc::new(Instance { id, record, domain, task }))));
+        updates.push(Update::Put(Object::Instance(Arc::new(Instance {
+            id,
+            record,
+            domain,
+            addresses: Addresses::default(),
+            task,
+        }))));
     }
     for (id, record) in read::<FlavorRecord>(store, Class::Flavor)? {
         updates.push(Update::Put(Object::Flavor(Arc::new(Flavor { id, record }))));

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use instancefs::hypervisor::Accelerator;
 use instancefs::hypervisor::definition::{NewDomain, Profile};
+use instancefs::model::network::Network;
 use uuid::Uuid;
 
 /// Runs in the namespace: `$1` is this program and `$2` the test.
@@ -84,8 +85,10 @@ impl Guest {
             description: String::new(),
             vcpus: 1,
             memory_bytes: 32 << 20,
+            network: Network::None,
             root_disk: self.disk(),
             image: None,
+            seed: None,
             console_log: self.console_log(),
             accelerator: Accelerator::Tcg,
             metadata: String::new(),

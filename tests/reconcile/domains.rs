@@ -7,7 +7,7 @@ use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{Domain, PowerState};
 use instancefs::inventory::Change;
 use instancefs::model::instance::State;
-use instancefs::model::record::{DiskRecord, Draft};
+use instancefs::model::record::{DiskRecord, DiskRole, Draft};
 use instancefs::store::Store;
 use instancefs::workflow::ledger::now;
 use serde_json::json;
@@ -138,7 +138,12 @@ fn a_crash_is_remembered_until_it_runs_again() {
 fn an_undefined_instance_with_our_disks_or_a_lock_stays_as_error() {
     let world = World::new();
     let (ours, locked, plain) = (world.define("ours"), world.define("locked"), world.define("plain"));
-    let disk = DiskRecord { backend: "directory".to_owned(), reference: "disk".to_owned(), operation: Uuid::new_v4() };
+    let disk = DiskRecord {
+        backend: "directory".to_owned(),
+        reference: "disk".to_owned(),
+        operation: Uuid::new_v4(),
+        role: DiskRole::Root,
+    };
     world.edit(ours, |record| record.disks.push(disk));
     world.lock(locked, "keep");
     for id in [ours, locked, plain] {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use instancefs::hypervisor::Hypervisor;
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
-use instancefs::inventory::{Health, Instance, Inventory, Object, Update};
+use instancefs::inventory::{Addresses, Health, Instance, Inventory, Object, Update};
 use instancefs::model::instance::State;
 use instancefs::model::protection::{Level, Lock};
 use instancefs::model::record::InstanceRecord;
@@ -77,7 +77,13 @@ impl World {
             let id = stored.key.strip_prefix("instances/").unwrap().parse().unwrap();
             let record: InstanceRecord = serde_json::from_slice(&stored.value).unwrap();
             let domain = record.seen.clone();
-            Update::Put(Object::Instance(Arc::new(Instance { id, record, domain, task: None })))
+            Update::Put(Object::Instance(Arc::new(Instance {
+                id,
+                record,
+                domain,
+                addresses: Addresses::default(),
+                task: None,
+            })))
         });
         inventory.apply(loaded.collect());
         let ledger = Arc::new(Ledger::open(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&inventory)).unwrap());

@@ -1,9 +1,12 @@
 use std::time::Duration;
 
+use instancefs::hypervisor::definition::mac_address;
 use instancefs::hypervisor::{Hypervisor, PowerState};
 use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::State;
+use instancefs::model::network::Network;
 use instancefs::model::reason::Reason;
+use instancefs::model::record::DiskRole;
 use instancefs::model::task::{StepState, TaskState};
 use serde_json::json;
 use uuid::Uuid;
@@ -65,6 +68,80 @@ fn a_boot_that_fails_at_any_step_rolls_back_to_the_draft() {
     }
     life.state(id, State::Active).unwrap();
     assert_eq!((life.observed(id), life.last_error(id)), (State::Active, None));
+}
+
+#[test]
+fn user_data_comes_on_a_disk_of_its_own() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.draft_with_image();
+    life.change(&alice(), id, InstanceChange::Name("Web <1>".to_owned())).unwrap();
+    life.tell(id, "#cloud-config\npassword: secret\n");
+    life.state(id, State::Active).unwrap();
+    let instance = life.instance(id);
+    let roles: Vec<_> = instance.record.disks.iter().map(|disk| disk.role).collect();
+    assert_eq!(roles, [DiskRole::Root, DiskRole::Seed]);
+    let seed = &instance.record.disks[1];
+    let documents = world.disks.seeds.lock()[&seed.reference].clone();
+    assert_eq!(
+        documents,
+        format!("user-data: #cloud-config\npassword: secret\nmeta-data: instance-id: {id}\nlocal-hostname: web--1\n")
+    );
+    let xml = world.hypervisor.definition(id).unwrap();
+    assert!(xml.contains(&format!("/nowhere/{id}-seed")) && !xml.contains("secret"), "{xml}");
+}
+
+#[test]
+fn a_seed_that_cannot_be_made_leaves_no_disk() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.draft_with_image();
+    life.tell(id, "#cloud-config");
+    *world.disks.seed_fails.lock() = true;
+    assert!(life.state(id, State::Active).unwrap_err().to_string().contains("a test wants it so"));
+    is_back(&life, id);
+    *world.disks.seed_fails.lock() = false;
+    for call in ["define", "start"] {
+        world.fail(call);
+        life.state(id, State::Active).unwrap_err();
+        is_back(&life, id);
+    }
+    life.state(id, State::Active).unwrap();
+    assert_eq!((life.observed(id), world.disk_count()), (State::Active, 2));
+}
+
+#[test]
+fn a_draft_has_the_hosts_usual_network_until_another_is_written() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.draft_with_image();
+    let network = |life: &Life<'_>| life.instance(id).record.network.clone().map(|network| network.to_string());
+    assert_eq!(network(&life).as_deref(), Some("network:default"));
+    life.change(&alice(), id, InstanceChange::Network(Network::Bridge("br7".to_owned()))).unwrap();
+    life.state(id, State::Stopped).unwrap();
+    let xml = world.hypervisor.definition(id).unwrap();
+    let card = format!("<mac address='{}'/>", mac_address(id));
+    assert!(xml.contains("<source bridge='br7'/>") && xml.contains(&card), "{xml}");
+    until("the definition was read", || life.instance(id).record.definition.is_some());
+    assert_eq!(network(&life).as_deref(), Some("bridge:br7"));
+    let other = InstanceChange::Network(Network::User);
+    assert_eq!(life.change(&alice(), id, other), Err(Reason::DraftOnly));
+}
+
+#[test]
+fn autostart_of_a_draft_is_set_when_it_is_defined_and_goes_with_the_definition() {
+    let world = World::new();
+    let life = world.live();
+    let id = life.draft_with_image();
+    life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
+    assert_eq!(world.calls("set_autostart"), 0);
+    for call in ["set_autostart", "start"] {
+        world.fail(call);
+        life.state(id, State::Active).unwrap_err();
+        is_back(&life, id);
+    }
+    life.state(id, State::Active).unwrap();
+    assert!(world.domain(id).unwrap().autostart && life.instance(id).autostart());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use instancefs::hypervisor::Hypervisor;
+use instancefs::hypervisor::definition::Definition;
 use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::TaskState;
@@ -12,14 +14,14 @@ use instancefs::workflow::request::{Request, Wait};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::lab::{Life, World, alice, until};
+use crate::lab::{IMAGE_BYTES, Life, World, alice, until};
 
 const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
 
 struct Case {
     /// Makes the object.
     setup: fn(&Life<'_>) -> Uuid,
-    change: InstanceChange,
+    changes: Vec<InstanceChange>,
     /// Looks at the end: fully done or fully back.
     check: fn(&Life<'_>, Uuid),
 }
@@ -29,11 +31,11 @@ fn to(state: State) -> InstanceChange {
 }
 
 /// Runs a life until its power goes or its work is done; true if the power went.
-fn run_until_lost(world: &World, at: u64, moment: Moment, id: Uuid, change: Option<&InstanceChange>) -> bool {
+fn run_until_lost(world: &World, at: u64, moment: Moment, id: Uuid, changes: Option<&[InstanceChange]>) -> bool {
     let store: Arc<PowerLoss<Arc<SqliteStore>>> = Arc::new(PowerLoss::new(world.store.clone(), at, moment));
     let life = world.live_on(store.clone(), |_| {});
-    let answered = change
-        .map(|change| life.submit(&alice(), Request::Instance { id, changes: vec![change.clone()] }, Wait::Settle));
+    let answered =
+        changes.map(|changes| life.submit(&alice(), Request::Instance { id, changes: changes.to_vec() }, Wait::Settle));
     until("the work is done, or the power gone", || {
         store.lost()
             || (answered.as_ref().is_none_or(|answered| answered.try_recv().is_ok())
@@ -51,7 +53,7 @@ fn everywhere(case: &Case) {
                 for recovery_at in 1.. {
                     let world = World::new();
                     let id = (case.setup)(&world.live());
-                    lost = run_until_lost(&world, at, moment, id, Some(&case.change));
+                    lost = run_until_lost(&world, at, moment, id, Some(&case.changes));
                     if !lost {
                         break;
                     }
@@ -106,7 +108,7 @@ fn is_draft_without_traces(life: &Life<'_>, id: Uuid) {
 fn booting() {
     everywhere(&Case {
         setup: |life| life.draft_with_image(),
-        change: to(State::Active),
+        changes: vec![to(State::Active)],
         check: |life, id| match life.observed(id) {
             State::Active => {
                 assert_eq!((life.world.disk_count(), boots(life.world, id)), (1, 1));
@@ -124,7 +126,7 @@ fn booting_in_vain() {
             life.world.control(json!({ "do": "fault", "call": "start", "mode": "fail" }));
             life.draft_with_image()
         },
-        change: to(State::Active),
+        changes: vec![to(State::Active)],
         check: |life, id| {
             is_draft_without_traces(life, id);
             if life.instance(id).record.last_task.is_some() {
@@ -136,10 +138,85 @@ fn booting_in_vain() {
 }
 
 #[test]
+fn booting_with_a_seed() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.draft_with_image();
+            life.tell(id, "#cloud-config");
+            life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
+            id
+        },
+        changes: vec![to(State::Active)],
+        check: |life, id| match life.observed(id) {
+            State::Active => {
+                assert_eq!((life.world.disk_count(), boots(life.world, id)), (2, 1));
+                assert!(life.world.domain(id).unwrap().autostart);
+            }
+            _ => is_draft_without_traces(life, id),
+        },
+    });
+}
+
+fn new_hardware() -> Vec<InstanceChange> {
+    vec![
+        InstanceChange::Vcpus(3),
+        InstanceChange::MemoryBytes(1 << 30),
+        InstanceChange::RootDiskBytes(2 << 30),
+        InstanceChange::Autostart(true),
+    ]
+}
+
+/// All of the definition is as before, or all of it as wanted; the record says what is true.
+fn all_or_nothing(life: &Life<'_>, id: Uuid) -> bool {
+    until("the definition is known", || {
+        let xml = life.world.hypervisor.definition(id).unwrap();
+        let definition = Definition::parse(&xml).unwrap();
+        let record = &life.instance(id).record;
+        (definition.vcpus, definition.memory_bytes) == (Some(record.vcpus), Some(record.memory_bytes))
+    });
+    let instance = life.instance(id);
+    let disk = instance.record.disks[0].reference.clone();
+    let grown = life.world.disks.grown.lock().get(&disk).copied().unwrap_or(IMAGE_BYTES);
+    assert_eq!(instance.record.root_disk_bytes, Some(grown));
+    assert_eq!(life.world.domain(id).unwrap().autostart, instance.autostart());
+    let values = (instance.record.vcpus, instance.record.memory_bytes, instance.autostart());
+    if values == (1, 512 << 20, false) {
+        return false;
+    }
+    assert_eq!((values, grown), ((3, 1 << 30, true), 2 << 30));
+    true
+}
+
+#[test]
+fn reconfiguring_and_starting() {
+    everywhere(&Case {
+        setup: |life| life.stopped(),
+        changes: new_hardware().into_iter().chain([to(State::Active)]).collect(),
+        check: |life, id| {
+            let done = all_or_nothing(life, id);
+            assert_eq!(life.observed(id), if done { State::Active } else { State::Stopped });
+            assert!(boots(life.world, id) <= 1);
+        },
+    });
+}
+
+#[test]
+fn reconfiguring_in_vain() {
+    everywhere(&Case {
+        setup: |life| {
+            *life.world.disks.grow_fails.lock() = true;
+            life.stopped()
+        },
+        changes: new_hardware(),
+        check: |life, id| assert!(!all_or_nothing(life, id), "half of it is left"),
+    });
+}
+
+#[test]
 fn defining() {
     everywhere(&Case {
         setup: |life| life.draft_with_image(),
-        change: to(State::Stopped),
+        changes: vec![to(State::Stopped)],
         check: |life, id| match life.observed(id) {
             State::Stopped => assert_eq!((life.world.disk_count(), life.world.calls("start")), (1, 0)),
             _ => is_draft_without_traces(life, id),
@@ -169,7 +246,7 @@ fn done_or_back(life: &Life<'_>, id: Uuid, from: State, to: State) {
 fn starting() {
     everywhere(&Case {
         setup: |life| life.stopped(),
-        change: to(State::Active),
+        changes: vec![to(State::Active)],
         check: |life, id| {
             done_or_back(life, id, State::Stopped, State::Active);
             assert!(boots(life.world, id) <= 1);
@@ -181,7 +258,7 @@ fn starting() {
 fn stopping() {
     everywhere(&Case {
         setup: |life| life.active(),
-        change: to(State::Stopped),
+        changes: vec![to(State::Stopped)],
         check: |life, id| done_or_back(life, id, State::Active, State::Stopped),
     });
 }
@@ -191,7 +268,7 @@ fn pausing_and_suspending() {
     for state in [State::Paused, State::Suspended] {
         everywhere(&Case {
             setup: |life| life.active(),
-            change: to(state),
+            changes: vec![to(state)],
             check: |life, id| match life.observed(id) {
                 State::Suspended => done_or_back(life, id, State::Active, State::Suspended),
                 _ => done_or_back(life, id, State::Active, State::Paused),
@@ -208,7 +285,7 @@ fn resuming_keeps_the_saved_memory() {
             life.state(id, State::Suspended).unwrap();
             id
         },
-        change: to(State::Active),
+        changes: vec![to(State::Active)],
         check: |life, id| {
             assert!([State::Suspended, State::Active].contains(&life.observed(id)));
             assert_eq!(boots(life.world, id), 1);
@@ -220,7 +297,7 @@ fn resuming_keeps_the_saved_memory() {
 fn renaming() {
     everywhere(&Case {
         setup: |life| life.stopped(),
-        change: InstanceChange::Name("web".to_owned()),
+        changes: vec![InstanceChange::Name("web".to_owned())],
         check: |life, id| {
             let instance = life.instance(id);
             assert_eq!(life.world.domain(id).unwrap().name, instance.name());
@@ -235,7 +312,7 @@ fn rebooting_happens_once_at_most() {
     for change in [InstanceChange::RebootHard, InstanceChange::RebootSoft] {
         everywhere(&Case {
             setup: |life| life.active(),
-            change,
+            changes: vec![change],
             check: |life, id| {
                 assert_eq!(life.observed(id), State::Active);
                 assert!(boots(life.world, id) <= 2);
@@ -256,7 +333,7 @@ fn discarding() {
             assert_eq!(life.world.disk_count(), 1);
             id
         },
-        change: InstanceChange::State(Word::Deleted),
+        changes: vec![InstanceChange::State(Word::Deleted)],
         check: |life, id| match life.inventory.instance(id) {
             Some(instance) => assert_eq!((instance.observed().state, life.world.disk_count()), (State::Draft, 1)),
             None => assert_eq!((life.world.domain(id), life.world.disk_count()), (None, 0)),

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, NewDisk, NewSeed};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
 use instancefs::image::import::Policy;
@@ -50,6 +50,12 @@ pub fn bob() -> Caller {
 #[derive(Default)]
 pub struct Disks {
     pub disks: Mutex<BTreeMap<String, Uuid>>,
+    /// The documents on seeds, by reference.
+    pub seeds: Mutex<BTreeMap<String, String>>,
+    /// The sizes that root disks have grown to, by reference.
+    pub grown: Mutex<BTreeMap<String, u64>>,
+    pub seed_fails: Mutex<bool>,
+    pub grow_fails: Mutex<bool>,
     pub create_fails: Mutex<Option<String>>,
     pub remove_fails: Mutex<bool>,
 }
@@ -60,19 +66,44 @@ impl BlockBackend for Disks {
     }
 
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
-        DiskRecord { backend: "memory".to_owned(), reference: disk.instance.to_string(), operation: disk.operation }
+        record(disk.instance.to_string(), disk.operation, DiskRole::Root)
     }
 
     fn create(&self, disk: &NewDisk<'_>) -> Result<DiskRecord, BlockError> {
         if let Some(words) = &*self.create_fails.lock() {
             return Err(BlockError::NoSpace(words.clone()));
         }
-        let record = self.plan(disk);
-        let mut disks = self.disks.lock();
-        if *disks.entry(record.reference.clone()).or_insert(disk.operation) != disk.operation {
-            return Err(BlockError::Exists(record.reference));
+        self.made(self.plan(disk))
+    }
+
+    fn plan_seed(&self, seed: &NewSeed<'_>) -> DiskRecord {
+        record(format!("{}-seed", seed.instance), seed.operation, DiskRole::Seed)
+    }
+
+    fn create_seed(&self, seed: &NewSeed<'_>) -> Result<DiskRecord, BlockError> {
+        if *self.seed_fails.lock() {
+            return Err(BlockError::Failed("a test wants it so".to_owned()));
         }
+        let record = self.made(self.plan_seed(seed))?;
+        let text = |content: &[u8]| String::from_utf8(content.to_vec()).unwrap();
+        let documents = seed.documents.iter().map(|(name, content)| format!("{name}: {}", text(content)));
+        self.seeds.lock().insert(record.reference.clone(), documents.collect());
         Ok(record)
+    }
+
+    fn grow(&self, record: &DiskRecord, size_bytes: u64) -> Result<(), BlockError> {
+        if *self.grow_fails.lock() {
+            return Err(BlockError::NoSpace("the disks' place".to_owned()));
+        }
+        match self.disks.lock().get(&record.reference) {
+            Some(operation) if *operation == record.operation => {
+                let mut grown = self.grown.lock();
+                let size = grown.entry(record.reference.clone()).or_default();
+                *size = size_bytes.max(*size);
+                Ok(())
+            }
+            Some(_) | None => Err(BlockError::NotOurs(record.reference.clone())),
+        }
     }
 
     fn path(&self, record: &DiskRecord) -> PathBuf {
@@ -96,6 +127,20 @@ impl BlockBackend for Disks {
 
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
         Ok((0, 0))
+    }
+}
+
+fn record(reference: String, operation: Uuid, role: DiskRole) -> DiskRecord {
+    DiskRecord { backend: "memory".to_owned(), reference, operation, role }
+}
+
+impl Disks {
+    fn made(&self, record: DiskRecord) -> Result<DiskRecord, BlockError> {
+        let mut disks = self.disks.lock();
+        if *disks.entry(record.reference.clone()).or_insert(record.operation) != record.operation {
+            return Err(BlockError::Exists(record.reference));
+        }
+        Ok(record)
     }
 }
 
@@ -182,7 +227,7 @@ impl World {
         };
         set(&mut settings);
         let engine = Engine::start(parts, settings).unwrap();
-        Life { world: self, engine, inventory, reconciler, events }
+        Life { world: self, engine, ledger, inventory, reconciler, events }
     }
 
     pub fn control(&self, command: Value) -> Value {
@@ -234,6 +279,7 @@ fn active_image(id: Uuid, number: u64) -> Image {
 pub struct Life<'a> {
     pub world: &'a World,
     pub engine: Arc<Engine>,
+    pub ledger: Arc<Ledger>,
     pub inventory: Arc<Inventory>,
     pub reconciler: Arc<Reconciler>,
     pub events: Arc<EventLog>,
@@ -278,6 +324,26 @@ impl Life<'_> {
         let id = Uuid::new_v4();
         self.ask(&alice(), Request::MakeDraft { class: Class::Instance, id }).unwrap();
         id
+    }
+
+    /// Gives a draft its user data, as the document of that name will.
+    pub fn tell(&self, id: Uuid, user_data: &str) {
+        self.ledger
+            .transact(|batch| {
+                let mut instance = (*batch.instance(id).unwrap()).clone();
+                instance.record.user_data = Some(user_data.into());
+                batch.put(Object::Instance(Arc::new(instance)));
+            })
+            .unwrap();
+    }
+
+    /// Several changes as one.
+    pub fn change_all(&self, id: Uuid, changes: Vec<InstanceChange>) -> Result<(), Reason> {
+        self.change_all_by(&alice(), id, changes)
+    }
+
+    pub fn change_all_by(&self, caller: &Caller, id: Uuid, changes: Vec<InstanceChange>) -> Result<(), Reason> {
+        self.ask(caller, Request::Instance { id, changes })
     }
 
     pub fn draft_with_image(&self) -> Uuid {

@@ -5,4 +5,5 @@ mod crash;
 mod image;
 mod lab;
 mod power;
+mod reconfigure;
 mod requests;

@@ -1,6 +1,7 @@
 //! [`Hypervisor`] on a libvirt connection.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -15,11 +16,13 @@ use virt::sys as raw;
 
 use super::connection::{Failure, Keeper};
 use super::power::power;
-use super::{Target, accelerator, embed, error, sys};
+use super::{Target, accelerator, embed, error, neighbours, sys};
 use crate::hypervisor::definition::{self, Profile};
 use crate::hypervisor::{
-    Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, PowerState, Reboot,
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks,
+    PowerState, Reboot,
 };
+use crate::model::network::Network;
 
 /// The namespace prefix that libvirt adds to our metadata element, and the one for an element that has used it itself:
 /// libvirt refuses to declare a prefix twice.
@@ -293,6 +296,50 @@ impl Hypervisor for Libvirt {
 
     fn set_description(&self, uuid: Uuid, text: Option<&str>) -> Result<(), HypervisorError> {
         self.on(uuid, |domain| set_metadata(domain, raw::VIR_DOMAIN_METADATA_DESCRIPTION, text, None, None))
+    }
+
+    fn set_autostart(&self, uuid: Uuid, on: bool) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.set_autostart(on).map(|_| ()))
+    }
+
+    /// Like `virsh edit`: the inactive definition with its secrets, defined again with other values.
+    fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError> {
+        let whole = raw::VIR_DOMAIN_XML_INACTIVE | raw::VIR_DOMAIN_XML_SECURE;
+        let xml = self.on(uuid, |domain| domain.xml_desc(whole))?;
+        let edited = definition::with_hardware(&xml, vcpus, memory_bytes).map_err(HypervisorError::Unsupported)?;
+        self.call(|connection| connection.define_domain_xml(&edited).map(|_| ()))
+    }
+
+    fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
+        self.on(uuid, |domain| match source {
+            AddressSource::Agent => sys::addresses(domain, raw::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT),
+            AddressSource::Host => {
+                // Where there is no network driver, or none that libvirt can use, the next source is asked.
+                for source in
+                    [raw::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE, raw::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP]
+                {
+                    if let Ok(found) = sys::addresses(domain, source)
+                        && !found.is_empty()
+                    {
+                        return Ok(found);
+                    }
+                }
+                if !self.target.is_local_qemu() {
+                    return Ok(Vec::new());
+                }
+                let xml = domain.xml_desc(0)?;
+                Ok(neighbours::of(&definition::mac_addresses(&xml)))
+            }
+        })
+    }
+
+    fn networks(&self) -> Networks {
+        let is_embedded = self.target.embed_root().is_some();
+        Networks {
+            default: if is_embedded { Network::User } else { Network::Libvirt("default".to_owned()) },
+            has_libvirt_networks: !is_embedded,
+            is_local: self.target.is_local_qemu(),
+        }
     }
 
     /// For a host that is not this one nothing can be tried out; there the answer is what its libvirt offers.

@@ -24,6 +24,10 @@ const SOCKET_PATH_MAX: usize = 107;
 /// The longest socket below the root: libvirt shortens the domain's name to 20 characters; six digits of domain id are
 /// more starts than a process sees. A name of longer characters may still be refused by libvirt at its start.
 const LONGEST_SOCKET: &str = "/lib/qemu/domain-999999-abcdefghijklmnopqrst/monitor.sock";
+/// A new one at each boot of the host (`random(4)`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// libvirt's note below the root that it has started what is to be started with the host.
+const AUTOSTARTED: &str = "run/qemu/autostarted";
 const MARK: &str = "# Written by instancefs. An edited file is never overwritten. sha256:";
 
 /// Makes the directory and `etc/qemu.conf` in it, and checks the host. May be repeated. Returns the user that guests run
@@ -48,6 +52,8 @@ pub fn prepare(root: &Path) -> Result<Option<User>, String> {
         .and_then(|()| make_directory(&etc))
         .and_then(|()| make_directory(&agent_sockets(root)))
         .map_err(|error| format!("cannot make {}: {error}", etc.display()))?;
+    forget_earlier_boot(root, BOOT_ID)
+        .map_err(|error| format!("cannot prepare {} for this boot: {error}", root.display()))?;
     let conf = etc.join("qemu.conf");
     let ours = write_configuration(&conf, user.as_ref())
         .map_err(|error| format!("cannot write {}: {error}", conf.display()))?;
@@ -55,6 +61,25 @@ pub fn prepare(root: &Path) -> Result<Option<User>, String> {
         Some(user) if ours => check_reachable(root, &user).map(|()| Some(user)),
         Some(_) | None => Ok(None),
     }
+}
+
+/// libvirt expects its note on a file system that a boot empties. Ours stays, so the note of an earlier boot is removed
+/// here, or nothing would ever be started with the host again. It holds nothing, and libvirt alone writes it.
+fn forget_earlier_boot(root: &Path, boot_id: &str) -> io::Result<()> {
+    let present = fs::read_to_string(boot_id)?;
+    let record = root.join("boot_id");
+    match fs::read_to_string(&record) {
+        Ok(recorded) if recorded == present => return Ok(()),
+        Ok(_) => match fs::remove_file(root.join(AUTOSTARTED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let new = root.join("boot_id.new");
+    fs::write(&new, present)?;
+    fs::rename(new, record)
 }
 
 /// Where the sockets of guest agents lie. libvirt's own place has the domain's name in it, on top of a longer path, and
@@ -316,6 +341,25 @@ mod tests {
         fs::write(&conf, format!("{MARK}{}\n{body}", digest(body))).unwrap();
         assert!(write_configuration(&conf, None).unwrap());
         assert_eq!(fs::read_to_string(&conf).unwrap(), configuration(None));
+    }
+
+    #[test]
+    fn guests_are_started_with_the_host_again_after_each_boot_and_not_before() {
+        let root = tempfile::tempdir().unwrap();
+        let (boot, note) = (root.path().join("kernel"), root.path().join(AUTOSTARTED));
+        fs::create_dir_all(note.parent().unwrap()).unwrap();
+        let forget = |id: &str| {
+            fs::write(&boot, id).unwrap();
+            forget_earlier_boot(root.path(), boot.to_str().unwrap()).unwrap();
+        };
+        // A root that was used before this was recorded: which boot its note is of is not known.
+        fs::write(&note, "").unwrap();
+        forget("one");
+        forget("one");
+        assert!(note.exists());
+        forget("two");
+        assert!(!note.exists());
+        forget("three");
     }
 
     #[test]

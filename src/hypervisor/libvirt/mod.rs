@@ -3,7 +3,8 @@
 //! [`open`] is the door. [`target`] reads `--connect`; [`embed`] prepares libvirt's QEMU driver inside our own process;
 //! [`connection`] keeps the connection up; [`backend`] is the [`Hypervisor`] on top of it; [`accelerator`] finds out
 //! whether KVM really works; [`capabilities`] spares libvirt endless probes where guests may not have it;
-//! [`greeting`] says who answers; `sys` is the only place with unsafe calls.
+//! `neighbours` knows guests' addresses where libvirt does not; [`greeting`] says who answers; `sys` is the only place
+//! with unsafe calls.
 
 pub mod accelerator;
 pub mod backend;
@@ -12,6 +13,7 @@ pub mod connection;
 pub mod embed;
 mod error;
 pub mod greeting;
+mod neighbours;
 mod power;
 mod sys;
 pub mod target;

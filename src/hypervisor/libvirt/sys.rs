@@ -5,7 +5,8 @@
 
 pub(super) mod stream;
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::net::IpAddr;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -157,7 +158,7 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Registers `listener` for lifecycle, reboot, metadata and I/O error events, and for the end of the connection if
+    /// Registers `listener` for lifecycle, reboot, metadata, guest agent and I/O error events, and for the end of the connection if
     /// `watches_close` (drivers inside our process have no such end).
     pub(super) fn new(
         connection: Arc<Connect>,
@@ -172,6 +173,7 @@ impl Subscription {
                 (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, generic(on_lifecycle as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_REBOOT, generic(on_reboot as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, generic(on_metadata as *const ())),
+                (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, generic(on_agent as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, generic(on_io_error as *const ())),
             ]
         };
@@ -306,6 +308,17 @@ unsafe extern "C" fn on_metadata(
     unsafe { deliver(domain, opaque, |listener, uuid| listener.changed(uuid)) };
 }
 
+unsafe extern "C" fn on_agent(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _state: c_int,
+    _reason: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a valid domain and the opaque of the registration.
+    unsafe { deliver(domain, opaque, |listener, uuid| listener.changed(uuid)) };
+}
+
 unsafe extern "C" fn on_io_error(
     _connection: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -343,6 +356,44 @@ pub(super) fn open_graphics(domain: &Domain, index: u32) -> Result<UnixStream, E
     let number = c_int::try_from(number).map_err(|_| Error::last_error())?;
     // SAFETY: libvirt made this descriptor for us, and nobody else has it.
     Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// The addresses of a running guest from one source (`virDomainInterfaceAddresses`). The wrapper of the `virt` crate
+/// leaks what libvirt returns.
+pub(super) fn addresses(domain: &Domain, source: sys::virDomainInterfaceAddressesSource) -> Result<Vec<IpAddr>, Error> {
+    let mut interfaces: *mut sys::virDomainInterfacePtr = ptr::null_mut();
+    // SAFETY: the domain is alive and `interfaces` is valid for the call.
+    let count = unsafe { sys::virDomainInterfaceAddresses(domain.as_ptr(), &mut interfaces, source as c_uint, 0) };
+    let Ok(count) = usize::try_from(count) else {
+        return Err(Error::last_error());
+    };
+    let mut found = Vec::new();
+    for index in 0..count {
+        // SAFETY: libvirt returned an array of `count` valid interfaces, each of which we free once and then forget.
+        unsafe {
+            let interface = *interfaces.add(index);
+            found.extend(read_addresses(&*interface));
+            sys::virDomainInterfaceFree(interface);
+        }
+    }
+    // SAFETY: the array itself was allocated by libvirt with malloc and is ours to free; null is allowed.
+    unsafe { libc::free(interfaces.cast()) };
+    Ok(found)
+}
+
+/// # Safety
+///
+/// `interface` must come from `virDomainInterfaceAddresses` and not be freed yet.
+unsafe fn read_addresses(interface: &sys::virDomainInterface) -> Vec<IpAddr> {
+    let count = if interface.addrs.is_null() { 0 } else { interface.naddrs as usize };
+    let text = |index| {
+        // SAFETY: the interface has an array of `naddrs` addresses, whose texts are null or null-terminated.
+        unsafe {
+            let address = (*interface.addrs.add(index)).addr;
+            (!address.is_null()).then(|| CStr::from_ptr(address).to_string_lossy().into_owned())
+        }
+    };
+    (0..count).filter_map(|index| text(index)?.parse().ok()).collect()
 }
 
 /// One row of [`all_states`].

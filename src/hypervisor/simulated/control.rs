@@ -3,6 +3,7 @@
 //! Every answer has `ok`; a refusal has `error`, a sentence, and `kind`, one of the words of [`Kind`].
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -78,6 +79,8 @@ enum Command {
     Wake { uuid: Uuid },
     /// It moves to another host.
     Migrate { uuid: Uuid },
+    /// Its addresses from now on: what its agent says, and what the host knows.
+    Addresses { uuid: Uuid, agent: Option<Vec<IpAddr>>, host: Option<Vec<IpAddr>> },
     /// How the guest behaves.
     Guest { uuid: Uuid, ignores_acpi: Option<bool>, acpi_delay_ms: Option<u64> },
     /// A fault for a call of the trait, by its method's name.
@@ -196,6 +199,7 @@ fn obey(daemon: &mut Daemon, command: Command) -> Result<Value, HypervisorError>
         Command::Sleep { uuid } => host.sleep(uuid)?,
         Command::Wake { uuid } => host.wake(uuid)?,
         Command::Migrate { uuid } => host.migrate(uuid)?,
+        Command::Addresses { uuid, agent, host: known } => host.set_addresses(uuid, agent, known)?,
         Command::Guest { uuid, ignores_acpi, acpi_delay_ms } => {
             host.set_behaviour(uuid, ignores_acpi, acpi_delay_ms)?;
         }

@@ -1,5 +1,7 @@
 //! One domain of the simulated host, and what libvirt asks of it before it acts.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -22,6 +24,12 @@ pub(super) struct Guest {
     pub(super) button: Option<Button>,
     /// How often a kernel booted in it: starts without saved memory, reboots and resets.
     pub(super) boots: u64,
+    /// Its addresses, as its agent says them.
+    #[serde(default)]
+    pub(super) agent_addresses: Vec<IpAddr>,
+    /// Its addresses, as the host knows them.
+    #[serde(default)]
+    pub(super) host_addresses: Vec<IpAddr>,
 }
 
 /// A request that the guest is working on.

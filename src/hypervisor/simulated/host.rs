@@ -2,6 +2,7 @@
 //! (`src/qemu/qemu_driver.c`, whose refusals are quoted).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 
 use uuid::Uuid;
@@ -11,7 +12,7 @@ use super::disk::Disk;
 use super::guest::{Button, Guest, invalid};
 use super::xml;
 use crate::hypervisor::definition::Definition;
-use crate::hypervisor::{ConsoleDevice, Domain, Event, HypervisorError, PowerState, Reboot};
+use crate::hypervisor::{AddressSource, ConsoleDevice, Domain, Event, HypervisorError, PowerState, Reboot};
 
 /// All domains of the host, in memory and on disk.
 pub(super) struct Host {
@@ -146,6 +147,8 @@ impl Host {
                 acpi_delay_ms: 0,
                 button: None,
                 boots: 0,
+                agent_addresses: Vec::new(),
+                host_addresses: Vec::new(),
             });
         };
         if known.domain.name != name {
@@ -365,6 +368,29 @@ impl Host {
             guest.domain.autostart = on;
             Ok(())
         })
+    }
+
+    /// The addresses that a test gave the guest, while it runs.
+    pub(super) fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
+        let guest = self.guest(uuid)?;
+        guest.demand_active()?;
+        Ok(match source {
+            AddressSource::Agent => guest.agent_addresses.clone(),
+            AddressSource::Host => guest.host_addresses.clone(),
+        })
+    }
+
+    /// Gives the guest addresses, of which no hypervisor tells by itself.
+    pub(super) fn set_addresses(
+        &mut self,
+        uuid: Uuid,
+        agent: Option<Vec<IpAddr>>,
+        host: Option<Vec<IpAddr>>,
+    ) -> Result<(), HypervisorError> {
+        let mut guest = self.guest(uuid)?.clone();
+        guest.agent_addresses = agent.unwrap_or(guest.agent_addresses);
+        guest.host_addresses = host.unwrap_or(guest.host_addresses);
+        self.store(guest)
     }
 
     /// Replaces the definition by what `edit` makes of it.

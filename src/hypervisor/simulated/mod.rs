@@ -22,6 +22,7 @@ mod guest;
 mod host;
 mod xml;
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +34,11 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::definition::Profile;
-use super::{Accelerator, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Reboot};
+use super::definition::{Profile, with_hardware};
+use super::{
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Reboot,
+};
+use crate::model::network::Network;
 use daemon::{Daemon, Mode, Pending, Wake, now_ms, unreachable};
 use disk::Disk;
 use host::Host;
@@ -60,6 +64,10 @@ pub const CALLS: &[&str] = &[
     "rename",
     "set_metadata",
     "set_description",
+    "set_autostart",
+    "set_hardware",
+    "agent_addresses",
+    "host_addresses",
     "accelerator",
 ];
 
@@ -301,6 +309,29 @@ impl Hypervisor for SimulatedHypervisor {
         self.act("set_description", uuid, move |host| {
             host.edit(uuid, |xml| xml::with_description(xml, text.as_deref()))
         })
+    }
+
+    fn set_autostart(&self, uuid: Uuid, on: bool) -> Result<(), HypervisorError> {
+        self.act("set_autostart", uuid, move |host| host.set_autostart(uuid, on))
+    }
+
+    fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError> {
+        self.act("set_hardware", uuid, move |host| {
+            host.edit(uuid, |xml| with_hardware(xml, vcpus, memory_bytes).map_err(HypervisorError::Unsupported))
+        })
+    }
+
+    /// Those that a test gave the guest, from its agent or from the host.
+    fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
+        let call = match source {
+            AddressSource::Agent => "agent_addresses",
+            AddressSource::Host => "host_addresses",
+        };
+        self.call(call, Some(uuid), move |host| host.addresses(uuid, source))
+    }
+
+    fn networks(&self) -> Networks {
+        Networks { default: Network::Libvirt("default".to_owned()), has_libvirt_networks: true, is_local: false }
     }
 
     fn accelerator(&self) -> Result<Accelerator, HypervisorError> {

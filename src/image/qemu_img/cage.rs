@@ -17,24 +17,24 @@ use super::rights::{self, Rights};
 
 /// What a caged program may use at most.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Address space, in bytes.
-    pub(super) memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
     /// Processor time, in seconds.
-    pub(super) processor_seconds: u64,
+    pub(crate) processor_seconds: u64,
     /// Open descriptors.
-    pub(super) descriptors: u64,
+    pub(crate) descriptors: u64,
     /// Length of any file that it writes, in bytes.
-    pub(super) file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// Time on the wall until it is killed.
-    pub(super) wall_clock: Duration,
+    pub(crate) wall_clock: Duration,
     /// Bytes on each of standard output and standard error until it is killed.
-    pub(super) output_bytes: usize,
+    pub(crate) output_bytes: usize,
 }
 
 impl Limits {
     /// For a program that only reads.
-    pub(super) fn reading() -> Limits {
+    pub(crate) fn reading() -> Limits {
         Limits {
             memory_bytes: 1 << 30,
             processor_seconds: 30,
@@ -46,14 +46,24 @@ impl Limits {
     }
 
     /// For a program that makes an empty qcow2 file: header and tables, never data.
-    pub(super) fn creating() -> Limits {
+    pub(crate) fn creating() -> Limits {
         Limits { file_bytes: 256 << 20, ..Limits::reading() }
+    }
+
+    /// For a program that adds tables to a qcow2 file of any length.
+    pub(crate) fn growing() -> Limits {
+        Limits { file_bytes: u64::MAX, ..Limits::reading() }
+    }
+
+    /// For a program that puts documents of 1 MiB at most into an image on its standard output.
+    pub(crate) fn imaging() -> Limits {
+        Limits { output_bytes: 8 << 20, ..Limits::reading() }
     }
 }
 
 /// Runs `command`, whose program and standard input are set, with these rights.
 /// Returns its standard output if it succeeded, else a sentence with the words from its standard error.
-pub(super) fn run(mut command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
+pub(crate) fn run(mut command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .env_clear()

@@ -15,7 +15,7 @@ const INTERFACE: ABI = ABI::V6;
 
 /// Whose rights a caged program has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rights {
+pub(crate) enum Rights {
     /// Ours.
     Ours,
     /// Those of this user, who owns nothing. Only root can give his own away.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{definitions, mirror};
-use crate::inventory::{Instance, Object};
+use crate::inventory::{Addresses, Instance, Object};
 use crate::model::Class;
 use crate::model::caller::{NO_PROJECT, Ownership};
 use crate::model::domain::{Domain, PowerState};
@@ -110,11 +110,13 @@ pub(super) fn absorb(
 fn appear(batch: &mut Batch<'_>, domain: &Domain, owner: u32, entries: &mut Vec<Entry>) {
     let ownership = Ownership { owner, project: NO_PROJECT, generation: 0 };
     let record = InstanceRecord {
+        autostart: domain.autostart,
         crashed: has_crashed(domain).then(|| "crashed".to_owned()),
         seen: Some(domain.clone()),
         ..InstanceRecord::new(batch.next_number(), domain.name.clone(), ownership, now())
     };
-    let instance = Instance { id: domain.uuid, record, domain: Some(domain.clone()), task: None };
+    let addresses = Addresses::default();
+    let instance = Instance { id: domain.uuid, record, domain: Some(domain.clone()), addresses, task: None };
     entries.push(entry(&instance, "appeared", "", instance.observed().state.word()));
     batch.put(Object::Instance(Arc::new(instance)));
 }
@@ -142,6 +144,9 @@ fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &m
     record.updated_at = now();
     record.seen = Some(domain.clone());
     after.domain = Some(domain.clone());
+    if is_off(domain) {
+        after.addresses = Addresses::default();
+    }
     if after.record.draft.is_none() && after.record.operation.is_none() {
         let (from, to) = (before.observed().state.word(), after.observed().state.word());
         if past.is_none() {
@@ -176,6 +181,7 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, extent: Extent, entries: &mut 
     }
     let mut after = before.clone();
     after.domain = None;
+    after.addresses = Addresses::default();
     after.record.seen = None;
     after.record.updated_at = now();
     if record.draft.is_none() && record.operation.is_none() {

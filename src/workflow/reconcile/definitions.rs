@@ -130,6 +130,7 @@ fn read_into(instance: &mut Instance, parsed: Definition, mirrored: Option<&Mirr
     if let Some(bytes) = parsed.memory_bytes {
         record.memory_bytes = bytes;
     }
+    record.network.clone_from(&parsed.network);
     record.definition = Some(parsed);
     adopted
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use super::addresses::runs;
 use super::console::Log;
 use super::{CHANNEL_PATIENCE, Reconciler};
 use crate::hypervisor::PowerState;
@@ -35,6 +36,7 @@ impl Reconciler {
                         if let Some(console) = &self.console {
                             console.watch(old.id, None);
                         }
+                        self.forget_addresses(old.id);
                     }
                     Change::Object { .. }
                     | Change::Health
@@ -49,6 +51,9 @@ impl Reconciler {
     fn follow(&self, old: Option<&Arc<Instance>>, new: &Arc<Instance>) {
         if old.is_none_or(|old| console_log(self, old) != console_log(self, new)) {
             self.watch_console(new);
+        }
+        if old.is_none_or(|old| runs(old) != runs(new) || old.record.launched_at != new.record.launched_at) {
+            self.watch_addresses(new);
         }
         let record = &new.record;
         if record.draft.is_some() || new.domain.is_none() {
