@@ -1,5 +1,9 @@
 //! The main job on a real guest: libvirt's QEMU driver inside the daemon, and a small Linux that boots.
 
+#[path = "guest/bridge.rs"]
+mod bridge;
+#[path = "guest/network.rs"]
+mod network;
 mod support;
 
 use std::fs;

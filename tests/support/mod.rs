@@ -27,6 +27,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Says in the last lines of `scripts/test` that this machine cannot run a test, and why.
+pub fn skipped(test: &str, reason: &str) {
+    eprintln!("skipped: {test}: {reason}");
+    if let Some(path) = std::env::var_os("INSTANCEFS_SKIPPED") {
+        let file = OpenOptions::new().create(true).append(true).open(path).expect("the list of skipped tests");
+        writeln!(&file, "{test}: {reason}").expect("written");
+    }
+}
+
 /// A daemon, its mount, and its simulated host. Dropping it ends and removes all of it.
 pub struct Daemon {
     directory: TempDir,
