@@ -113,6 +113,49 @@ fn from_an_image_file_to_ssh_and_to_a_larger_guest() {
 }
 
 #[test]
+fn one_ansible_play_goes_the_same_way_and_changes_nothing_the_second_time() {
+    let daemon = Daemon::start_with("embed", &[]);
+    let _guests = Guests(daemon.state_directory());
+    let Some(bridge) = Bridge::new("an Ansible play", daemon.scratch()) else { return };
+    let key = key(daemon.scratch());
+    let program = Path::new(env!("CARGO_BIN_EXE_instancefs")).parent().expect("a directory");
+    let variables = serde_json::json!({
+        "tree": daemon.root(),
+        "imports": daemon.state_directory().join("import"),
+        "name": "played",
+        "file": cloud_image(),
+        "key": key,
+        "network": format!("bridge:{}", bridge.name),
+        "memory_bytes": 192 << 20,
+        "ssh_options": format!("-o UserKnownHostsFile={}", daemon.scratch().join("known_hosts").display()),
+    });
+    let play = || {
+        let output = Command::new("ansible-playbook")
+            .args(["--inventory", "localhost,", "--extra-vars", &variables.to_string()])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-examples/cloud-image.yml"))
+            .env("PATH", format!("{}:{}", program.display(), env::var("PATH").unwrap_or_default()))
+            .env("ANSIBLE_HOME", daemon.scratch().join("ansible"))
+            .env("ANSIBLE_LOCAL_TEMP", daemon.scratch().join("ansible/local"))
+            .env("ANSIBLE_REMOTE_TEMP", daemon.scratch().join("ansible/remote"))
+            .env("ANSIBLE_SSH_ARGS", "-o ControlMaster=no")
+            .output()
+            .expect("ansible-playbook runs (scripts/setup)");
+        let said = text(&output);
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let first = play();
+    assert!(first.contains("changed=7"), "{first}");
+    let id = named(&daemon, "played");
+    let before = daemon.read(format!("instances/{id}/updated_at"));
+    let again = play();
+    assert!(again.contains("changed=0") && !again.contains("changed=1"), "{again}");
+    assert_eq!(daemon.read(format!("instances/{id}/updated_at")), before);
+    daemon.set(format!("instances/{id}/state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+}
+
+#[test]
 fn a_guest_without_a_bridge_connects_out_and_its_agent_tells_its_address() {
     let daemon = Daemon::start_with("embed", &[]);
     let _guests = Guests(daemon.state_directory());
