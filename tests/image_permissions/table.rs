@@ -173,7 +173,7 @@ impl<'a> Scene<'a> {
             "visibility" if value == "public" && self.visibility != "public" && actor.role != Role::Root => libc::EPERM,
             "share" if self.visibility != "shared" => libc::EINVAL,
             "name" | "description" | "visibility" | "share" | "unshare" | "delete_protection" | "min_disk_bytes"
-            | "min_memory_bytes" => 0,
+            | "min_memory_bytes" | "spec.json" => 0,
             _ => libc::EACCES,
         }
     }
@@ -221,6 +221,7 @@ fn changes(daemon: &Scene<'_>) -> Vec<Change> {
             "disk_format" => (&["raw"], None),
             "import_from" => (&["https://localhost/image"], None),
             "visibility" => (&["private", "shared", "public"], None),
+            "spec.json" => (&["{\"description\": \"other\"}"], Some(("description", ""))),
             "share" => (&[OTHER], Some(("unshare", OTHER))),
             "unshare" => (&[OTHER], None),
             "delete_protection" | "min_disk_bytes" | "min_memory_bytes" => (&["1"], None),
