@@ -1,8 +1,8 @@
 //! A draft's data as it arrives, until it is an image.
 //!
-//! What arrives in order is hashed while it arrives, a little behind the writers: see [`follower`]. A commit hashes what
-//! is left. The hash says nothing if the file is not as the last write left it: then somebody has written past us, and
-//! the commit reads everything.
+//! What arrives in order is hashed while it arrives, a little behind the writers: see `ingest/follower.rs`. A commit
+//! hashes what is left. The hash says nothing if the file is not as the last write left it: then somebody has written past
+//! us, and the commit reads everything.
 
 mod follower;
 #[cfg(test)]
