@@ -12,9 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use support::{Daemon, errno, signal, wait_until};
+use support::guests::{Guests, long_wait};
+use support::{Daemon, errno, wait_until};
 use uuid::Uuid;
 
 fn guest_image() -> PathBuf {
@@ -22,37 +23,6 @@ fn guest_image() -> PathBuf {
         || panic!("run scripts/test, or set INSTANCEFS_GUEST_IMAGE to what scripts/guest-image made"),
         PathBuf::from,
     )
-}
-
-/// Ends the guests that a test leaves behind, by the pid files of the embedded driver.
-struct Guests(PathBuf);
-
-impl Guests {
-    fn pids(&self) -> Vec<u32> {
-        let files = fs::read_dir(self.0.join("libvirt/run/qemu")).into_iter().flatten().filter_map(Result::ok);
-        files
-            .filter(|file| file.path().extension().is_some_and(|extension| extension == "pid"))
-            .filter(|file| file.file_name() != "driver.pid")
-            .filter_map(|file| fs::read_to_string(file.path()).ok()?.trim().parse().ok())
-            .filter(|pid: &u32| Path::new(&format!("/proc/{pid}")).exists())
-            .collect()
-    }
-}
-
-impl Drop for Guests {
-    fn drop(&mut self) {
-        for pid in self.pids() {
-            signal(pid, libc::SIGKILL);
-        }
-    }
-}
-
-fn long_wait(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn boot(daemon: &Daemon) -> Uuid {

@@ -1,32 +1,22 @@
 //! Who is behind a request.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
-
-use nix::unistd::{Uid, User};
-use parking_lot::Mutex;
-
 use crate::model::caller::Caller;
 use crate::privilege::Privilege;
+use crate::tree::account::user_name;
 
 /// `loginuid` of a process that nobody logged in for.
 const NO_LOGIN: u32 = u32::MAX;
-/// How long a user's name is remembered.
-const REMEMBERED: Duration = Duration::from_secs(300);
-/// How many names are.
-const MOST: usize = 1024;
 
 /// Looks callers up in `/proc`. Only to be asked while the request is unanswered: then its thread still exists.
 pub struct Callers {
     /// The ordinary user whose mount this is.
     mounter: Option<u32>,
-    names: Mutex<HashMap<u32, (String, Instant)>>,
 }
 
 impl Callers {
     /// Of a mount of this user's.
     pub fn new(privilege: Privilege) -> Callers {
-        Callers { mounter: (!privilege.is_root()).then_some(privilege.uid), names: Mutex::default() }
+        Callers { mounter: (!privilege.is_root()).then_some(privilege.uid) }
     }
 
     /// The caller with his supplementary groups and his login name. A thread of another pid namespace has number 0 and
@@ -38,31 +28,13 @@ impl Callers {
         };
         let groups = read("status").map(|status| groups(&status)).unwrap_or_default();
         let login = read("loginuid").and_then(|text| text.trim().parse().ok()).filter(|login| *login != NO_LOGIN);
-        Caller { uid, gid, groups, login: self.name(login.unwrap_or(uid)), is_mounter: self.mounter == Some(uid) }
+        Caller { uid, gid, groups, login: user_name(login.unwrap_or(uid)), is_mounter: self.mounter == Some(uid) }
     }
 
     /// The caller as far as the request itself names him: enough to read.
     pub fn plain(&self, uid: u32, gid: u32) -> Caller {
         let is_mounter = self.mounter == Some(uid);
         Caller { uid, gid, groups: Vec::new(), login: uid.to_string(), is_mounter }
-    }
-
-    fn name(&self, uid: u32) -> String {
-        if let Some((name, at)) = self.names.lock().get(&uid)
-            && at.elapsed() < REMEMBERED
-        {
-            return name.clone();
-        }
-        let name = match User::from_uid(Uid::from_raw(uid)) {
-            Ok(Some(user)) => user.name,
-            Ok(None) | Err(_) => uid.to_string(),
-        };
-        let mut names = self.names.lock();
-        if names.len() >= MOST {
-            names.clear();
-        }
-        names.insert(uid, (name.clone(), Instant::now()));
-        name
     }
 }
 

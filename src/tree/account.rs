@@ -12,6 +12,8 @@ use super::value::{filled, malformed};
 use crate::model::reason::Reason;
 
 const REMEMBERED: Duration = Duration::from_secs(60);
+/// How many names are remembered.
+const MOST: usize = 16_384;
 
 type Names = LazyLock<Mutex<HashMap<u32, (Instant, String)>>>;
 static USERS: Names = LazyLock::new(Mutex::default);
@@ -52,6 +54,10 @@ fn remembered(names: &Names, id: u32, find: impl FnOnce() -> Option<String>) -> 
         return name.clone();
     }
     let name = find().unwrap_or_else(|| id.to_string());
-    names.lock().insert(id, (Instant::now(), name.clone()));
+    let mut names = names.lock();
+    if names.len() >= MOST {
+        names.clear();
+    }
+    names.insert(id, (Instant::now(), name.clone()));
     name
 }

@@ -2,44 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::support::signal;
+use crate::support::guests::{Guests, long_wait};
 use crate::user::{Ann, UID, tree};
-
-/// Her emulators, by the pid files of the embedded driver; ended with the test.
-struct Guests(PathBuf);
-
-impl Guests {
-    fn pids(&self) -> Vec<u32> {
-        let files = fs::read_dir(self.0.join("libvirt/run/qemu")).into_iter().flatten().filter_map(Result::ok);
-        files
-            .filter(|file| file.path().extension().is_some_and(|extension| extension == "pid"))
-            .filter(|file| file.file_name() != "driver.pid")
-            .filter_map(|file| fs::read_to_string(file.path()).ok()?.trim().parse().ok())
-            .filter(|pid: &u32| Path::new(&format!("/proc/{pid}")).exists())
-            .collect()
-    }
-}
-
-impl Drop for Guests {
-    fn drop(&mut self) {
-        for pid in self.pids() {
-            signal(pid, libc::SIGKILL);
-        }
-    }
-}
-
-fn long_wait(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 #[test]
 fn an_ordinary_users_guest_boots_as_himself_is_locked_survives_the_mount_and_stops() {

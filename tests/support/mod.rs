@@ -1,6 +1,8 @@
 //! A daemon on a real mount, with a simulated hypervisor that tests command from outside, and callers of any identity.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub mod guests;
+
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
