@@ -32,7 +32,9 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
     if target == Some(word.word()) {
         return Ok("join");
     }
-    if target.is_none() && Word::State(situation.state) == word {
+    let is_true = Word::State(situation.state) == word
+        || (situation.state == State::ShelvedOffloaded && word == Word::State(State::Shelved));
+    if target.is_none() && is_true {
         return Ok("true");
     }
     if matches!(word, Word::State(State::Draft | State::Building | State::Resized | State::Error)) {
@@ -41,23 +43,34 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
     if locked || (deletes && situation.protection.disable_terminate) {
         return Err(libc::EPERM);
     }
-    if word == Word::Deleted && situation.state != State::Draft {
+    if word == Word::Deleted && !matches!(situation.state, State::Draft | State::SoftDeleted) {
         return Err(libc::EPERM);
     }
     if ["rescued", "shelved", "shelved_offloaded", "soft_deleted"].contains(&word.word()) {
         return Err(libc::EOPNOTSUPP);
     }
-    if situation.unreachable.is_some() && word != Word::Deleted {
+    if situation.unreachable.is_some() && !(word == Word::Deleted && situation.state == State::Draft) {
         return Err(libc::ENODEV);
     }
     if situation.task.is_some() {
         return Err(libc::EBUSY);
     }
     let from: &[State] = match word {
-        Word::State(State::Active) => &[State::Draft, State::Stopped, State::Paused, State::Suspended, State::Error],
-        Word::State(State::Stopped) => &[State::Draft, State::Active, State::Error],
+        Word::State(State::Active) => &[
+            State::Draft,
+            State::Stopped,
+            State::Paused,
+            State::Suspended,
+            State::Error,
+            State::Shelved,
+            State::ShelvedOffloaded,
+            State::SoftDeleted,
+        ],
+        Word::State(State::Stopped) => {
+            &[State::Draft, State::Active, State::Error, State::Shelved, State::ShelvedOffloaded, State::SoftDeleted]
+        }
         Word::State(State::Paused | State::Suspended) => &[State::Active],
-        _ => &[State::Draft],
+        _ => &[State::Draft, State::SoftDeleted],
     };
     if from.contains(&situation.state) { Ok("start") } else { Err(libc::EINVAL) }
 }
@@ -82,6 +95,7 @@ fn the_first_thing_in_the_way_of_a_word_decides() {
                                 role,
                                 state,
                                 is_defined: true,
+                                before_bin: None,
                                 task: task.as_ref(),
                                 protection: &protection,
                                 unreachable,
@@ -114,6 +128,7 @@ fn every_word_that_is_offered_is_allowed_and_no_other_is() {
                 role: Role::Owner,
                 state,
                 is_defined: true,
+                before_bin: None,
                 task: None,
                 protection: &protection,
                 unreachable: None,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::model::caller::{Caller, Ownership};
 use crate::model::domain::Domain;
-use crate::model::record::{ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
+use crate::model::record::{BinEntry, ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 use crate::model::task::{Operation, TaskRecord};
 use crate::model::{Class, image, instance};
 
@@ -78,6 +78,7 @@ impl Instance {
             role: caller.role(&self.record.ownership),
             state: self.observed().state,
             is_defined: self.domain.is_some() || self.record.draft.is_some(),
+            before_bin: self.record.bin.as_ref().map(|bin| bin.state),
             task: self.task.as_ref().map(|task| &task.operation),
             protection: &self.record.protection,
             unreachable,
@@ -102,6 +103,7 @@ impl Image {
     /// The state.
     pub fn state(&self) -> image::State {
         match (&self.record.draft, self.record.deactivated) {
+            _ if self.record.bin.is_some() => image::State::SoftDeleted,
             (Some(_), _) => image::State::Draft,
             (None, true) => image::State::Deactivated,
             (None, false) => image::State::Active,
@@ -189,6 +191,15 @@ impl Object {
             Object::Image(image) => image.record.ownership,
             Object::Flavor(flavor) => flavor.record.ownership,
             Object::Task(task) => Ownership { owner: task.record.owner, project: task.record.project, generation: 0 },
+        }
+    }
+
+    /// What is known of it in the bin, if it is there.
+    pub fn bin(&self) -> Option<&BinEntry> {
+        match self {
+            Object::Instance(instance) => instance.record.bin.as_ref().map(|bin| &bin.entry),
+            Object::Image(image) => image.record.bin.as_ref(),
+            Object::Task(_) | Object::Flavor(_) => None,
         }
     }
 

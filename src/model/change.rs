@@ -11,7 +11,7 @@ use super::network::Network;
 use super::protection::{Action, Level};
 use super::reason::Reason;
 use super::reconfiguration::Reconfiguration;
-use super::record::{DiskRole, ImageRecord, InstanceRecord};
+use super::record::{BinEntry, DiskRole, ImageRecord, InstanceRecord};
 use super::sharing::{self, Status, Visibility};
 use super::task::Operation;
 
@@ -58,6 +58,10 @@ pub enum InstanceChange {
     RebootHard,
     /// `reset_state`.
     ResetState,
+    /// A move out of the bin.
+    Restore,
+    /// `expires_at` in the bin, Unix seconds; `None`: never.
+    ExpiresAt(Option<u64>),
     /// `metadata/<key>` and its text; `None` removes it.
     Metadata(String, Option<String>),
 }
@@ -121,6 +125,10 @@ pub enum ImageChange {
     Metadata(String, Option<String>),
     /// `import_from`, an http(s) URL or a path; `None` clears it.
     ImportFrom(Option<String>),
+    /// A move out of the bin.
+    Restore,
+    /// `expires_at` in the bin, Unix seconds; `None`: never.
+    ExpiresAt(Option<u64>),
 }
 
 /// What to do about an allowed change.
@@ -220,6 +228,12 @@ pub fn judge_instance(
             let change = Reconfiguration { autostart: Some(*value), ..Reconfiguration::default() };
             reconfigure(situation, record, change)
         }
+        InstanceChange::Restore => instance::restore(situation).map(Effect::from),
+        InstanceChange::ExpiresAt(at) => {
+            let entry = record.bin.as_ref().map(|bin| &bin.entry);
+            let already = expiry_already(entry, *at)?;
+            store_only(situation, already, Busy::Never)
+        }
         InstanceChange::RebootSoft => reboot(situation, Operation::RebootSoft),
         InstanceChange::RebootHard => reboot(situation, Operation::RebootHard),
         InstanceChange::ResetState => {
@@ -257,6 +271,14 @@ pub fn judge_image(
                 effect => effect,
             });
         }
+        ImageChange::Restore => {
+            instance::idle(situation.task)?;
+            return match &record.bin {
+                Some(_) => Ok(Effect::Record),
+                None => Err(Reason::Policy("it is not in the bin".to_owned())),
+            };
+        }
+        ImageChange::ExpiresAt(at) => return Ok(effect(expiry_already(record.bin.as_ref(), *at)?)),
         ImageChange::DeleteProtection(value) => return Ok(effect(*value == record.delete_protection)),
         ImageChange::DiskFormat(format) => return in_draft(situation, record.disk_format == Some(*format)),
         ImageChange::ImportFrom(source) => return in_draft(situation, record.import_from == *source),
@@ -284,6 +306,14 @@ fn in_draft(situation: &image::Situation<'_>, already: bool) -> Result<Effect, R
     }
     instance::idle(situation.task)?;
     if situation.state == image::State::Draft { Ok(Effect::Record) } else { Err(Reason::DraftOnly) }
+}
+
+/// Whether an object in the bin expires at this time already.
+fn expiry_already(entry: Option<&BinEntry>, wanted: Option<u64>) -> Result<bool, Reason> {
+    match entry {
+        Some(entry) => Ok(entry.expiry.map(|expiry| expiry.at) == wanted),
+        None => Err(Reason::Policy("it is not in the bin".to_owned())),
+    }
 }
 
 fn effect(already: bool) -> Effect {
@@ -407,11 +437,27 @@ pub fn reconfigure(
         return Ok(Effect::Record);
     }
     grows(record, &change)?;
-    if !situation.is_defined {
-        return Err(Reason::NotBuilt { what: "a way to define again what was undefined outside" });
-    }
     instance::reachable(situation.unreachable)?;
     instance::idle(situation.task)?;
+    let put_away = match situation.state {
+        State::Shelved | State::ShelvedOffloaded | State::SoftDeleted => true,
+        State::Error => !situation.is_defined,
+        State::Draft
+        | State::Building
+        | State::Active
+        | State::Paused
+        | State::Suspended
+        | State::Stopped
+        | State::Rescued
+        | State::Resized => false,
+    };
+    if put_away {
+        return Err(Reason::State {
+            state: situation.state.word(),
+            word: "a new setting",
+            available: instance::available(situation).join(" "),
+        });
+    }
     let stopped = match situation.state {
         State::Stopped => true,
         State::Draft

@@ -24,6 +24,14 @@ pub enum PowerState {
 }
 
 impl PowerState {
+    /// Whether a guest is there.
+    pub fn is_on(self) -> bool {
+        match self {
+            PowerState::Running | PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => true,
+            PowerState::ShutOff => false,
+        }
+    }
+
     /// The content of `power_state`.
     pub fn word(self) -> &'static str {
         match self {

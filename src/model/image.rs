@@ -123,7 +123,7 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Effect, Reason> {
         Word::State(State::Active | State::Deactivated) => {}
     }
     match word {
-        Word::Deleted if situation.state != State::Draft => return Err(Reason::NotInBin),
+        Word::Deleted if !matches!(situation.state, State::Draft | State::SoftDeleted) => return Err(Reason::NotInBin),
         Word::State(State::SoftDeleted) => return Err(Reason::NotBuilt { what: "the bin" }),
         Word::State(State::Draft | State::Active | State::Deactivated | State::Error) | Word::Deleted => {}
     }
@@ -158,13 +158,16 @@ pub fn transition(state: State, word: Word) -> Option<Effect> {
     match (state, word) {
         (State::Draft, Word::State(State::Active)) => Some(Effect::Start(Operation::CommitImage)),
         (State::Draft, Word::Deleted) => Some(Effect::Start(Operation::DiscardDraft)),
-        (State::Active, Word::State(State::Deactivated)) | (State::Deactivated, Word::State(State::Active)) => {
-            Some(Effect::Record)
-        }
+        (State::SoftDeleted, Word::Deleted) => Some(Effect::Start(Operation::Delete)),
+        (State::Active, Word::State(State::Deactivated | State::SoftDeleted))
+        | (State::Deactivated, Word::State(State::Active | State::SoftDeleted))
+        | (State::Error, Word::State(State::SoftDeleted))
+        | (State::SoftDeleted, Word::State(State::Active | State::Deactivated)) => Some(Effect::Record),
         (State::Draft, Word::State(State::Draft | State::Deactivated | State::Error | State::SoftDeleted))
-        | (State::Active, Word::State(State::Draft | State::Active | State::Error | State::SoftDeleted))
-        | (State::Deactivated, Word::State(State::Draft | State::Deactivated | State::Error | State::SoftDeleted))
-        | (State::Active | State::Deactivated, Word::Deleted)
-        | (State::Error | State::SoftDeleted, Word::State(_) | Word::Deleted) => None,
+        | (State::Active, Word::State(State::Draft | State::Active | State::Error))
+        | (State::Deactivated, Word::State(State::Draft | State::Deactivated | State::Error))
+        | (State::Error, Word::State(State::Draft | State::Active | State::Deactivated | State::Error))
+        | (State::SoftDeleted, Word::State(State::Draft | State::Error | State::SoftDeleted))
+        | (State::Active | State::Deactivated | State::Error, Word::Deleted) => None,
     }
 }

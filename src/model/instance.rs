@@ -8,6 +8,10 @@
 //!     |       suspended v  |
 //!     |          paused, suspended
 //!     +--stopped--> stopped           error --active, stopped--> out of it
+//!
+//!   active, stopped --shelved--> shelved --shelved_offloaded--> shelved_offloaded --active, stopped--> out of it
+//!   all but a draft --soft_deleted--> soft_deleted --active, stopped, a move--> out of it
+//!                                     soft_deleted --deleted--> gone
 //! ```
 //! A state changes at the end of an operation; during it `task` says what goes on.
 
@@ -18,7 +22,7 @@ use super::caller::Role;
 use super::domain::{Domain, PowerState};
 use super::protection::{Action, Protection};
 use super::reason::Reason;
-use super::record::{CRASH_ACKNOWLEDGED, InstanceRecord};
+use super::record::{CRASH_ACKNOWLEDGED, InstanceRecord, ShelfStage};
 use super::task::Operation;
 
 /// Nova's vm_state words. The order is that of their directories' inodes; only ever appended to.
@@ -138,13 +142,27 @@ pub struct Observed {
     pub reason: String,
 }
 
+/// The `state_reason` of an instance whose domain is gone.
+pub const UNDEFINED_OUTSIDE: &str = "undefined_outside";
+
 /// The state of an instance: libvirt's word where libvirt can say it, ours for the rest.
 pub fn observe(record: &InstanceRecord, domain: Option<&Domain>) -> Observed {
     let observed = |state, reason: &str| Observed { state, reason: reason.to_owned() };
     if record.draft.is_some() {
         return observed(State::Draft, "new");
     }
-    let Some(domain) = domain else { return observed(State::Error, "undefined_outside") };
+    let is_on = domain.is_some_and(|domain| domain.power.is_on());
+    if record.bin.is_some() {
+        return observed(State::SoftDeleted, if is_on { "running" } else { "deleted" });
+    }
+    let Some(domain) = domain else { return observed(State::Error, UNDEFINED_OUTSIDE) };
+    match record.shelf.as_ref().map(|shelf| shelf.stage) {
+        // Somebody started it outside: its disks are ahead of the copies.
+        Some(ShelfStage::Shelved | ShelfStage::Offloaded) if is_on => {}
+        Some(ShelfStage::Shelved) => return observed(State::Shelved, "shelved"),
+        Some(ShelfStage::Offloaded) => return observed(State::ShelvedOffloaded, "offloaded"),
+        Some(ShelfStage::Left) | None => {}
+    }
     match domain.power {
         PowerState::Running => observed(State::Active, &domain.reason),
         PowerState::Paused => match domain.reason.as_str() {
@@ -171,6 +189,8 @@ pub struct Situation<'a> {
     pub state: State,
     /// The hypervisor knows it, or it is a draft.
     pub is_defined: bool,
+    /// The state that it had before it was moved into the bin, if it is there.
+    pub before_bin: Option<State>,
     /// What runs on it.
     pub task: Option<&'a Operation>,
     /// What protects it.
@@ -195,14 +215,16 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> 
     access(situation)?;
     let current = match situation.task.and_then(Operation::target) {
         Some(target) => {
-            if target == word.word() {
+            if State::ALL.into_iter().any(|state| state.word() == target && satisfies(state, word))
+                || target == word.word()
+            {
                 return Ok(Verdict::Join);
             }
             None
         }
         None => Some(situation.state),
     };
-    if current.is_some_and(|state| Word::State(state) == word) {
+    if current.is_some_and(|state| satisfies(state, word)) {
         return Ok(Verdict::AlreadyTrue);
     }
     let action = match word {
@@ -221,18 +243,17 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> 
         ) => Action::Change,
     };
     situation.protection.check(action, situation.role)?;
-    if word == Word::Deleted && situation.state != State::Draft {
-        return Err(Reason::NotInBin);
-    }
-    built(word)?;
-    if !situation.is_defined && word != Word::Deleted {
-        return Err(Reason::NotBuilt { what: "a way to define again what was undefined outside" });
-    }
-    if word != Word::Deleted {
-        reachable(situation.unreachable)?;
+    match (word, situation.state) {
+        (Word::Deleted, State::Draft) => {}
+        (Word::Deleted, State::SoftDeleted) => reachable(situation.unreachable)?,
+        (Word::Deleted, _) => return Err(Reason::NotInBin),
+        (Word::State(_), _) => {
+            built(word)?;
+            reachable(situation.unreachable)?;
+        }
     }
     idle(situation.task)?;
-    transition(situation.state, word).map(Verdict::Start).ok_or_else(|| Reason::State {
+    possible(situation, word).map(Verdict::Start).ok_or_else(|| Reason::State {
         state: situation.state.word(),
         word: word.word(),
         available: available(situation).join(" "),
@@ -244,11 +265,11 @@ pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
     Word::REQUESTS
         .into_iter()
         .filter(|word| {
-            let allowed = situation.is_defined
-                && situation.task.is_none()
-                && built(*word).is_ok()
-                && transition(situation.state, *word).is_some();
-            let action = if *word == Word::Deleted { Action::Delete } else { Action::Change };
+            let allowed = situation.task.is_none() && built(*word).is_ok() && possible(situation, *word).is_some();
+            let action = match word {
+                Word::Deleted | Word::State(State::SoftDeleted) => Action::Delete,
+                Word::State(_) => Action::Change,
+            };
             allowed && situation.protection.check(action, situation.role).is_ok()
         })
         .map(Word::word)
@@ -293,6 +314,47 @@ fn built(word: Word) -> Result<(), Reason> {
     Err(Reason::NotBuilt { what })
 }
 
+/// What a word does to an instance that is in this situation.
+fn possible(situation: &Situation<'_>, word: Word) -> Option<Operation> {
+    match (transition(situation.state, word)?, word) {
+        // Its domain is gone: there is nothing to start or stop, but something to define.
+        (Operation::Start, _) if !situation.is_defined => None,
+        (Operation::Stop, _) if !situation.is_defined => Some(Operation::DefineAgain),
+        (operation, _) => Some(operation),
+    }
+}
+
+/// Whether a state is as good as the word that asks for one.
+fn satisfies(state: State, word: Word) -> bool {
+    Word::State(state) == word || (state == State::ShelvedOffloaded && word == Word::State(State::Shelved))
+}
+
+/// Judges a move out of the bin, which brings back the state that the instance had.
+pub fn restore(situation: &Situation<'_>) -> Result<Verdict, Reason> {
+    access(situation)?;
+    if let Some(Operation::Restore { .. }) = situation.task {
+        return Ok(Verdict::Join);
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    reachable(situation.unreachable)?;
+    idle(situation.task)?;
+    match situation.before_bin {
+        Some(state) => Ok(Verdict::Start(Operation::Restore { state: restored(state) })),
+        None => Err(Reason::Policy("it is not in the bin".to_owned())),
+    }
+}
+
+/// The state that comes back from the bin. The memory of a paused guest is gone, and an error is none any more.
+fn restored(before: State) -> State {
+    match before {
+        State::Active | State::Paused | State::Building | State::Resized => State::Active,
+        State::Stopped | State::Error | State::Rescued | State::Draft | State::SoftDeleted => State::Stopped,
+        State::Suspended => State::Suspended,
+        State::Shelved => State::Shelved,
+        State::ShelvedOffloaded => State::ShelvedOffloaded,
+    }
+}
+
 /// What a word does from a state; `None` where the state does not allow it.
 pub fn transition(state: State, word: Word) -> Option<Operation> {
     match word {
@@ -301,18 +363,24 @@ pub fn transition(state: State, word: Word) -> Option<Operation> {
             State::Stopped | State::Error => Some(Operation::Start),
             State::Paused => Some(Operation::Unpause),
             State::Suspended => Some(Operation::Resume),
-            State::Active
-            | State::Building
-            | State::Rescued
-            | State::Resized
-            | State::Shelved
-            | State::ShelvedOffloaded
-            | State::SoftDeleted => None,
+            State::Shelved | State::ShelvedOffloaded => Some(Operation::Unshelve { start: true }),
+            State::SoftDeleted => Some(Operation::Restore { state: State::Active }),
+            State::Active | State::Building | State::Rescued | State::Resized => None,
         },
         Word::State(State::Stopped) => match state {
             State::Draft => Some(Operation::Define),
             State::Active | State::Error => Some(Operation::Stop),
-            State::Stopped
+            State::Shelved | State::ShelvedOffloaded => Some(Operation::Unshelve { start: false }),
+            State::SoftDeleted => Some(Operation::Restore { state: State::Stopped }),
+            State::Stopped | State::Building | State::Paused | State::Suspended | State::Rescued | State::Resized => {
+                None
+            }
+        },
+        Word::State(State::Paused) => from_active(state, Operation::Pause),
+        Word::State(State::Suspended) => from_active(state, Operation::Suspend),
+        Word::State(State::Shelved) => match state {
+            State::Active | State::Stopped => Some(Operation::Shelve { offload: false }),
+            State::Draft
             | State::Building
             | State::Paused
             | State::Suspended
@@ -320,12 +388,37 @@ pub fn transition(state: State, word: Word) -> Option<Operation> {
             | State::Resized
             | State::Shelved
             | State::ShelvedOffloaded
+            | State::Error
             | State::SoftDeleted => None,
         },
-        Word::State(State::Paused) => from_active(state, Operation::Pause),
-        Word::State(State::Suspended) => from_active(state, Operation::Suspend),
+        Word::State(State::ShelvedOffloaded) => match state {
+            State::Active | State::Stopped => Some(Operation::Shelve { offload: true }),
+            State::Shelved => Some(Operation::Offload),
+            State::Draft
+            | State::Building
+            | State::Paused
+            | State::Suspended
+            | State::Rescued
+            | State::Resized
+            | State::ShelvedOffloaded
+            | State::Error
+            | State::SoftDeleted => None,
+        },
+        Word::State(State::SoftDeleted) => match state {
+            State::Active
+            | State::Paused
+            | State::Suspended
+            | State::Stopped
+            | State::Rescued
+            | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
+            | State::Error => Some(Operation::SoftDelete),
+            State::Draft | State::Building | State::SoftDeleted => None,
+        },
         Word::Deleted => match state {
             State::Draft => Some(Operation::DiscardDraft),
+            State::SoftDeleted => Some(Operation::Delete),
             State::Building
             | State::Active
             | State::Paused
@@ -335,19 +428,9 @@ pub fn transition(state: State, word: Word) -> Option<Operation> {
             | State::Resized
             | State::Shelved
             | State::ShelvedOffloaded
-            | State::Error
-            | State::SoftDeleted => None,
+            | State::Error => None,
         },
-        Word::State(
-            State::Draft
-            | State::Building
-            | State::Rescued
-            | State::Resized
-            | State::Shelved
-            | State::ShelvedOffloaded
-            | State::Error
-            | State::SoftDeleted,
-        ) => None,
+        Word::State(State::Draft | State::Building | State::Rescued | State::Resized | State::Error) => None,
     }
 }
 

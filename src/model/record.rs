@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::caller::Ownership;
 use super::domain::{Definition, Domain};
 use super::image::Format;
+use super::instance::State;
 use super::keys::Keys;
 use super::network::Network;
 use super::protection::Protection;
@@ -88,6 +89,73 @@ pub struct Draft {
     pub written: bool,
 }
 
+/// What is known of an object in the bin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BinEntry {
+    /// Unix seconds of the move; 0 where it is not known, and then it never expires.
+    pub deleted_at: u64,
+    /// Login name of who moved it.
+    pub deleted_by: String,
+    /// When it may be removed for good; `None`: never by itself.
+    pub expiry: Option<Expiry>,
+}
+
+/// A moment that has come when both clocks say so: one that people set, and one that nobody can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// Unix seconds.
+    pub at: u64,
+    /// Seconds that the host was up since instancefs knows it.
+    pub at_uptime: u64,
+}
+
+/// An instance in the bin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceBin {
+    /// When, by whom, until when.
+    pub entry: BinEntry,
+    /// The state that it had.
+    pub state: State,
+    /// The guest was stopped and autostart turned off; until then that is tried again.
+    pub is_settled: bool,
+}
+
+/// What is on the shelf of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shelf {
+    /// How far it is.
+    pub stage: ShelfStage,
+    /// Unix seconds.
+    pub shelved_at: u64,
+    /// The operation that made the copies.
+    pub operation: Uuid,
+    /// The copies.
+    pub copies: Vec<ShelfCopy>,
+}
+
+/// How far a shelved instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShelfStage {
+    /// Disks and copies are there.
+    Shelved,
+    /// Only the copies.
+    Offloaded,
+    /// Back from the shelf; the copies stay until the guest has run.
+    Left,
+}
+
+/// A proven copy of a disk, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShelfCopy {
+    /// The disk that it was made of.
+    pub disk: DiskRecord,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Of its bytes; lower-case hexadecimal.
+    pub sha512: String,
+}
+
 /// The value of [`InstanceRecord::crashed`] that says: the crash that the hypervisor reports is no error any more. It
 /// holds until the guest runs again.
 pub const CRASH_ACKNOWLEDGED: &str = "";
@@ -130,7 +198,8 @@ pub struct InstanceRecord {
     /// something else than [`Network`] can.
     #[serde(default)]
     pub network: Option<Network>,
-    /// Of a draft, whether it is to be started with the host; else the hypervisor says.
+    /// Of a draft, whether it is to be started with the host; on the shelf and in the bin, where it is not, whether it
+    /// will be afterwards; else the hypervisor says.
     #[serde(default)]
     pub autostart: bool,
     /// The disks that we made for it.
@@ -156,6 +225,12 @@ pub struct InstanceRecord {
     /// What cloud-init in the guest is to read. Shared, since it may be large and the record is copied often.
     #[serde(default)]
     pub user_data: Option<Arc<str>>,
+    /// Present while it is in the bin.
+    #[serde(default)]
+    pub bin: Option<InstanceBin>,
+    /// Present while something of it is on the shelf.
+    #[serde(default)]
+    pub shelf: Option<Shelf>,
 }
 
 impl InstanceRecord {
@@ -192,6 +267,8 @@ impl InstanceRecord {
             definition_revision: 0,
             metadata: Keys::default(),
             user_data: None,
+            bin: None,
+            shelf: None,
         }
     }
 }
@@ -248,6 +325,9 @@ pub struct ImageRecord {
     /// Where a draft's data is to come from: an http(s) URL, or a path below the import directory.
     #[serde(default)]
     pub import_from: Option<String>,
+    /// Present while it is in the bin.
+    #[serde(default)]
+    pub bin: Option<BinEntry>,
 }
 
 impl ImageRecord {
@@ -275,6 +355,7 @@ impl ImageRecord {
             errors: ErrorHistory::default(),
             metadata: Keys::default(),
             import_from: None,
+            bin: None,
         }
     }
 }

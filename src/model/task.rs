@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Class;
+use super::instance::State;
 use super::reconfiguration::Reconfiguration;
 use super::record::DiskRecord;
 
@@ -51,6 +52,31 @@ pub enum Operation {
     ImportImage,
     /// Remove a draft and what was written into it.
     DiscardDraft,
+    /// What a move into the bin leaves to do: stop the guest as [`Operation::Stop`] does, autostart off. The instance is in
+    /// the bin already, whatever becomes of this.
+    SoftDelete,
+    /// What a move out of the bin leaves to do: autostart as it was, and this state. The instance is out of the bin
+    /// already, whatever becomes of this.
+    Restore {
+        /// The state to reach.
+        state: State,
+    },
+    /// Remove an object in the bin for good, with the disks that we made for it.
+    Delete,
+    /// Copy an instance's own disks to the shelf; stop it before.
+    Shelve {
+        /// Remove the disks when the copies are proven.
+        offload: bool,
+    },
+    /// Remove the disks of a shelved instance when its copies are proven.
+    Offload,
+    /// Take an instance from the shelf, with its disks.
+    Unshelve {
+        /// Start it, else leave it off.
+        start: bool,
+    },
+    /// Define a domain again that was undefined outside.
+    DefineAgain,
 }
 
 impl Operation {
@@ -70,7 +96,13 @@ impl Operation {
             Operation::Reconfigure { .. } => TaskWord::Reconfiguring,
             Operation::CommitImage => TaskWord::Saving,
             Operation::ImportImage => TaskWord::Importing,
-            Operation::DiscardDraft => TaskWord::Deleting,
+            Operation::DiscardDraft | Operation::Delete => TaskWord::Deleting,
+            Operation::SoftDelete => TaskWord::SoftDeleting,
+            Operation::Restore { .. } => TaskWord::Restoring,
+            Operation::Shelve { .. } => TaskWord::Shelving,
+            Operation::Offload => TaskWord::ShelvingOffloading,
+            Operation::Unshelve { .. } => TaskWord::Unshelving,
+            Operation::DefineAgain => TaskWord::Defining,
         }
     }
 
@@ -90,7 +122,13 @@ impl Operation {
             Operation::Suspend => Some("suspended"),
             Operation::Rename { .. } => None,
             Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| then.target()),
-            Operation::DiscardDraft => Some("deleted"),
+            Operation::DiscardDraft | Operation::Delete => Some("deleted"),
+            Operation::SoftDelete => Some("soft_deleted"),
+            Operation::Restore { state } => Some(state.word()),
+            Operation::Shelve { offload: false } => Some("shelved"),
+            Operation::Shelve { offload: true } | Operation::Offload => Some("shelved_offloaded"),
+            Operation::Unshelve { start: true } => Some("active"),
+            Operation::Unshelve { start: false } | Operation::DefineAgain => Some("stopped"),
         }
     }
 }
@@ -127,11 +165,21 @@ pub enum TaskWord {
     Importing,
     /// Hardware or settings change.
     Reconfiguring,
+    /// A guest in the bin is being stopped.
+    SoftDeleting,
+    /// It comes back from the bin.
+    Restoring,
+    /// Its disks are copied to the shelf.
+    Shelving,
+    /// Its disks are removed, the copies stay.
+    ShelvingOffloading,
+    /// It comes back from the shelf.
+    Unshelving,
 }
 
 impl TaskWord {
     /// All of them.
-    pub const ALL: [TaskWord; 14] = [
+    pub const ALL: [TaskWord; 19] = [
         TaskWord::Building,
         TaskWord::Defining,
         TaskWord::Starting,
@@ -146,6 +194,11 @@ impl TaskWord {
         TaskWord::Deleting,
         TaskWord::Importing,
         TaskWord::Reconfiguring,
+        TaskWord::SoftDeleting,
+        TaskWord::Restoring,
+        TaskWord::Shelving,
+        TaskWord::ShelvingOffloading,
+        TaskWord::Unshelving,
     ];
 
     /// The content of `task`.
@@ -165,6 +218,11 @@ impl TaskWord {
             TaskWord::Deleting => "deleting",
             TaskWord::Importing => "importing",
             TaskWord::Reconfiguring => "reconfiguring",
+            TaskWord::SoftDeleting => "soft_deleting",
+            TaskWord::Restoring => "restoring",
+            TaskWord::Shelving => "shelving",
+            TaskWord::ShelvingOffloading => "shelving_offloading",
+            TaskWord::Unshelving => "unshelving",
         }
     }
 }

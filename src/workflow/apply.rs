@@ -13,7 +13,7 @@ use crate::model::image;
 use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
-use crate::model::record::Draft;
+use crate::model::record::{BinEntry, Draft, Expiry};
 use crate::model::sharing::Status;
 
 /// What changed, in words.
@@ -70,6 +70,8 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
         InstanceChange::RebootSoft => words("reboot", "", "soft"),
         InstanceChange::RebootHard => words("reboot", "", "hard"),
         InstanceChange::ResetState => words("reset_state", "", "1"),
+        InstanceChange::Restore => words("state", instance.observed().state.word(), "restored"),
+        InstanceChange::ExpiresAt(at) => expires_at(record.bin.as_ref().map(|bin| &bin.entry), *at),
         InstanceChange::Metadata(key, text) => metadata(&record.metadata, key, text.as_ref()),
     }
 }
@@ -92,6 +94,8 @@ pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
             record.import_from.as_deref().unwrap_or_default(),
             source.as_deref().unwrap_or_default(),
         ),
+        ImageChange::Restore => words("state", image.state().word(), "restored"),
+        ImageChange::ExpiresAt(at) => expires_at(record.bin.as_ref(), *at),
         ImageChange::Visibility(wanted) => words("visibility", record.sharing.visibility.word(), wanted.word()),
         ImageChange::Share(project) => words("share", "", project),
         ImageChange::Unshare(project) => words("unshare", project, ""),
@@ -105,6 +109,11 @@ pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
         ImageChange::MinDiskBytes(bytes) => words("min_disk_bytes", record.min_disk_bytes, bytes),
         ImageChange::MinMemoryBytes(bytes) => words("min_memory_bytes", record.min_memory_bytes, bytes),
     }
+}
+
+fn expires_at(entry: Option<&BinEntry>, wanted: Option<u64>) -> Words {
+    let shown = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    words("expires_at", shown(entry.and_then(|entry| entry.expiry).map(|expiry| expiry.at)), shown(wanted))
 }
 
 fn metadata(keys: &Keys<String>, key: &str, text: Option<&String>) -> Words {
@@ -161,7 +170,9 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         | InstanceChange::StopTimeoutSeconds(_)
         | InstanceChange::RebootSoft
         | InstanceChange::RebootHard
-        | InstanceChange::ResetState => false,
+        | InstanceChange::ResetState
+        | InstanceChange::Restore
+        | InstanceChange::ExpiresAt(_) => false,
     }
 }
 
@@ -220,8 +231,14 @@ impl Judge<'_, '_> {
             InstanceChange::Autostart(value) => record.autostart = *value,
             InstanceChange::StopTimeoutSeconds(seconds) => record.stop_timeout_seconds = *seconds,
             InstanceChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
+            InstanceChange::ExpiresAt(at) => {
+                if let Some(bin) = &mut record.bin {
+                    bin.entry.expiry = at.map(|at| Expiry { at, at_uptime: 0 });
+                }
+            }
             // These are operations.
             InstanceChange::State(_)
+            | InstanceChange::Restore
             | InstanceChange::RebootSoft
             | InstanceChange::RebootHard
             | InstanceChange::ResetState => {}
@@ -270,6 +287,12 @@ pub(super) fn record_image(image: &mut Image, change: &ImageChange) -> Result<()
         ImageChange::DeleteProtection(value) => record.delete_protection = *value,
         ImageChange::MinDiskBytes(bytes) => record.min_disk_bytes = *bytes,
         ImageChange::MinMemoryBytes(bytes) => record.min_memory_bytes = *bytes,
+        ImageChange::Restore => record.bin = None,
+        ImageChange::ExpiresAt(at) => {
+            if let Some(entry) = &mut record.bin {
+                entry.expiry = at.map(|at| Expiry { at, at_uptime: 0 });
+            }
+        }
         // Of these two words only the way out of use and back is a record.
         ImageChange::State(word) => record.deactivated = *word == image::Word::State(image::State::Deactivated),
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::ledger::Batch;
 use super::operation::{Halt, RolledBack, Run, WhenFull};
-use crate::hypervisor::{Domain, HypervisorError, PowerState};
+use crate::hypervisor::{Domain, HypervisorError};
 use crate::inventory::{Instance, Object};
 use crate::model::record::DiskRecord;
 use crate::model::task::{Creation, Step, StepState, TaskState};
@@ -233,10 +233,7 @@ pub(super) fn without_disk(instance: &Instance, disk: &DiskRecord) -> Instance {
 
 /// Whether a guest is there.
 pub(super) fn is_active(domain: &Domain) -> bool {
-    match domain.power {
-        PowerState::Running | PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => true,
-        PowerState::ShutOff => false,
-    }
+    domain.power.is_on()
 }
 
 /// Whether a guest is there or was there since the domain was defined.

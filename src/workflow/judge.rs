@@ -339,7 +339,14 @@ impl Judge<'_, '_> {
             | Operation::Reconfigure { .. }
             | Operation::CommitImage
             | Operation::ImportImage
-            | Operation::DiscardDraft => Ok(()),
+            | Operation::DiscardDraft
+            | Operation::SoftDelete
+            | Operation::Restore { .. }
+            | Operation::Delete
+            | Operation::Shelve { .. }
+            | Operation::Offload
+            | Operation::Unshelve { .. }
+            | Operation::DefineAgain => Ok(()),
         }
     }
 
@@ -417,7 +424,14 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
         | Operation::RebootHard
         | Operation::CommitImage
         | Operation::ImportImage
-        | Operation::DiscardDraft => None,
+        | Operation::DiscardDraft
+        | Operation::SoftDelete
+        | Operation::Restore { .. }
+        | Operation::Delete
+        | Operation::Shelve { .. }
+        | Operation::Offload
+        | Operation::Unshelve { .. }
+        | Operation::DefineAgain => None,
         Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| wanted_name(instance, then)),
     }
 }
@@ -440,9 +454,11 @@ pub(super) fn rank(change: &InstanceChange) -> u8 {
         | InstanceChange::Network(_)
         | InstanceChange::Autostart(_)
         | InstanceChange::StopTimeoutSeconds(_)
+        | InstanceChange::ExpiresAt(_)
         | InstanceChange::Metadata(..) => 2,
         InstanceChange::Name(_) => 3,
         InstanceChange::State(_)
+        | InstanceChange::Restore
         | InstanceChange::RebootSoft
         | InstanceChange::RebootHard
         | InstanceChange::ResetState => 4,

@@ -5,10 +5,12 @@
 //! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left.
 
 mod apply;
+mod bin;
 mod boot;
 mod commit;
 pub mod console_log;
 pub mod consoles;
+mod define_again;
 mod draft;
 pub mod drafts_data;
 pub mod engine;
@@ -27,6 +29,7 @@ mod reconfigure;
 pub mod recovery;
 pub mod request;
 mod seed;
+mod shelve;
 mod subject;
 mod turn;
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
-use super::{boot, commit, draft, import, power, reboot, reconfigure};
+use super::{bin, boot, commit, define_again, draft, import, power, reboot, reconfigure, shelve};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task};
 use crate::model::Class;
@@ -202,6 +202,13 @@ impl Run {
             Operation::CommitImage => commit::commit(self),
             Operation::ImportImage => import::import_image(self),
             Operation::DiscardDraft => draft::discard(self),
+            Operation::SoftDelete => bin::soft_delete(self),
+            Operation::Restore { state } => bin::restore(self, *state),
+            Operation::Delete => bin::delete(self),
+            Operation::Shelve { offload } => shelve::shelve(self, *offload),
+            Operation::Offload => shelve::offload(self),
+            Operation::Unshelve { start } => shelve::unshelve(self, *start),
+            Operation::DefineAgain => define_again::define_again(self),
         }
     }
 
@@ -436,7 +443,14 @@ fn file(operation: &Operation) -> &'static str {
         | Operation::Resume
         | Operation::CommitImage
         | Operation::ImportImage
-        | Operation::DiscardDraft => "state",
+        | Operation::DiscardDraft
+        | Operation::SoftDelete
+        | Operation::Restore { .. }
+        | Operation::Delete
+        | Operation::Shelve { .. }
+        | Operation::Offload
+        | Operation::Unshelve { .. }
+        | Operation::DefineAgain => "state",
         Operation::RebootSoft | Operation::RebootHard => "reboot",
         Operation::Rename { .. } => "name",
         Operation::Reconfigure { change, then: None } => change.file(),
