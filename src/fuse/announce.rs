@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::queue::{Move, Pending, Step};
 use crate::inventory::Change;
 use crate::model::Class;
 use crate::tree::rights::admission;
-use crate::tree::{Directory, Node, Place, Position};
+use crate::tree::{Directory, Node, Place, Position, object_number};
 
 /// A batch with more moves than this is published at once, without events.
 const LARGE: usize = 500;
@@ -132,7 +133,10 @@ impl Publisher {
     pub fn dispatch(&self, announcer: Option<&Announcer>) {
         loop {
             match self.edge.queue.next() {
-                Step::Send(id, action) => self.send(announcer, Job { id, action }),
+                Step::Touch(id, inode, path) => match self.present_path(inode, &path) {
+                    Some(path) => self.send(announcer, Job { id, action: Action::Touch { path } }),
+                    None => self.edge.queue.drop_touch(id),
+                },
                 Step::Compare(pending) => self.compare(announcer, &pending),
                 Step::Publish(class, number, positions) => {
                     for position in positions {
@@ -144,13 +148,26 @@ impl Publisher {
         }
     }
 
+    /// Where a file is now: its object may have moved since it changed. `None` for a path that cannot be said.
+    fn present_path(&self, inode: u64, path: &Path) -> Option<String> {
+        let names = self.edge.interface.names();
+        let number = object_number(inode);
+        let class = number.and_then(|number| names.class(number));
+        let home = class.zip(number).and_then(|(class, number)| names.published(Node::Object(class, number)));
+        let Some(home) = home else { return path.to_str().map(str::to_owned) };
+        let directory = self.edge.interface.directory_path(home.directory).join(&home.name);
+        let inside: PathBuf = path.components().skip(directory.components().count()).collect();
+        directory.join(inside).to_str().map(str::to_owned)
+    }
+
     fn send(&self, announcer: Option<&Announcer>, job: Job) {
         if !announcer.is_some_and(|announcer| announcer.send(&job)) {
             self.edge.queue.unsent(job.id);
         }
     }
 
-    /// Replays the first name that differs: the directory before links to it when it comes, after them when it goes.
+    /// Replays the first name that differs: the directory before links to it when it comes, after them when it goes, and
+    /// before both whatever stands where it is to come: a link that was moved into the bin under the object's own name.
     fn compare(&self, announcer: Option<&Announcer>, pending: &Pending) {
         let interface = &self.edge.interface;
         let mut positions: Vec<_> =
@@ -158,17 +175,21 @@ impl Publisher {
         if interface.wanted(pending.class, pending.number, Position::Home).is_none() {
             positions.reverse();
         }
-        for position in positions {
+        let differing = positions.into_iter().map(|position| {
             let node = position.node(pending.class, pending.number);
             let from = interface.names().published(node);
-            let to = interface.wanted(pending.class, pending.number, position);
-            if from == to {
-                continue;
-            }
+            (position, node, from, interface.wanted(pending.class, pending.number, position))
+        });
+        let mut differing: Vec<_> = differing.filter(|(_, _, from, to)| from != to).collect();
+        let is_taken = |to: &Option<Place>| {
+            to.as_ref().is_some_and(|place| interface.names().lookup(place.directory, &place.name).is_some())
+        };
+        differing.sort_by_key(|(_, _, _, to)| is_taken(to));
+        if let Some((position, node, from, to)) = differing.into_iter().next() {
             let Some(action) = self.action(node, from.as_ref(), to.as_ref()) else {
                 // A path or target that cannot be said; the name itself can be published.
                 self.publish(pending.class, pending.number, position);
-                continue;
+                return self.edge.queue.moved(pending.class, pending.number, position);
             };
             let step = Move { class: pending.class, number: pending.number, position, from, to };
             if let Some(id) = self.edge.queue.start(step) {
@@ -205,6 +226,7 @@ impl Publisher {
             return;
         }
         edge.interface.names().publish(node, number, to.clone());
+        edge.links_changed(class, number);
         let directories: HashSet<_> = from.iter().chain(&to).map(|place| place.directory).collect();
         let stale = from.map(Stale::Entry).into_iter().chain(directories.iter().copied().map(Stale::Directory));
         for directory in &directories {

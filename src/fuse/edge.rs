@@ -126,6 +126,15 @@ impl Edge {
         }
     }
 
+    /// A place of an object has moved: where its links lead, and so their lengths, follow from where all of them stand.
+    pub fn links_changed(&self, class: Class, number: u64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        for link in [Node::NameLink(class, number), Node::StateLink(class, number)] {
+            // The kernel may not know it, which it says.
+            let _ = kernel.inval_inode(INodeNo(link.inode()), -1, 0);
+        }
+    }
+
     /// The access control list of a place; `None` if its mode says it all.
     pub fn access_list(&self, node: Node) -> Option<Vec<u8>> {
         let grants = self.interface.grants(node);
@@ -193,6 +202,7 @@ impl Edge {
             self.directory_changed(Node::Directory(place.directory));
         }
         self.interface.names().publish(step.node(), step.number, step.to.clone());
+        self.links_changed(step.class, step.number);
         // The wanted name may be another by now, and the replay given up.
         self.queue.moved(step.class, step.number, step.position);
     }

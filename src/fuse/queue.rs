@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::job::Action;
 use crate::model::Class;
 use crate::tree::{Node, Place, Position, Touched, object_number};
 
@@ -45,8 +44,8 @@ impl Move {
 /// What the dispatcher is to do next.
 #[derive(Debug)]
 pub enum Step {
-    /// Send this job; it counts as running already.
-    Send(u64, Action),
+    /// Announce this file, which was at this path when it changed; the job counts as running already.
+    Touch(u64, u64, PathBuf),
     /// Compare this object's names, then call [`Queue::start`], [`Queue::agree`] or [`Queue::give_up`].
     Compare(Pending),
     /// Publish this object's names without replays.
@@ -81,6 +80,8 @@ struct FileEntry {
     path: PathBuf,
     stage: Stage,
     started: Instant,
+    /// It was not where it should be: it is looked for once more, since its object may have moved meanwhile.
+    missed: bool,
 }
 
 struct ObjectEntry {
@@ -132,9 +133,10 @@ impl Queue {
         }
         let entry = state.files.entry(inode).or_insert_with(|| {
             state.ready_files.push_back(inode);
-            FileEntry { path: PathBuf::new(), stage: Stage::Waiting, started: Instant::now() }
+            FileEntry { path: PathBuf::new(), stage: Stage::Waiting, started: Instant::now(), missed: false }
         });
         entry.path = touched.path;
+        entry.missed = false;
         match entry.stage {
             // Its timer is set already.
             Stage::Resting => entry.stage = Stage::Waiting,
@@ -236,7 +238,15 @@ impl Queue {
     pub fn done(&self, id: u64, errno: i32) {
         let state = &mut *self.state.lock();
         match state.running.remove(&id) {
-            Some(Running::File(inode)) => state.rest(inode),
+            Some(Running::File(inode)) => {
+                if errno == libc::ENOENT
+                    && let Some(file) = state.files.get_mut(&inode)
+                    && !std::mem::replace(&mut file.missed, true)
+                {
+                    file.stage = Stage::Running { again: true };
+                }
+                state.rest(inode);
+            }
             Some(Running::Place(step)) => {
                 if let Some(object) = state.objects.get_mut(&step.number)
                     && object.running == Some(id)
@@ -279,6 +289,14 @@ impl Queue {
             }
         }
         self.changed.notify_one();
+    }
+
+    /// A file's announcement cannot be said, or nobody is to hear it.
+    pub fn drop_touch(&self, id: u64) {
+        let state = &mut *self.state.lock();
+        if let Some(Running::File(inode)) = state.running.remove(&id) {
+            state.files.remove(&inode);
+        }
     }
 
     /// A job did not reach the announcer.
@@ -372,15 +390,12 @@ impl State {
                 object.held.push(inode);
                 continue;
             }
-            let Some(path) = file.path.to_str().map(str::to_owned) else {
-                self.files.remove(&inode);
-                continue;
-            };
             file.stage = Stage::Running { again: false };
             file.started = now;
+            let path = file.path.clone();
             self.last_job += 1;
             self.running.insert(self.last_job, Running::File(inode));
-            return Some(Step::Send(self.last_job, Action::Touch { path }));
+            return Some(Step::Touch(self.last_job, inode, path));
         }
         None
     }

@@ -62,6 +62,11 @@ impl Instance {
         }
     }
 
+    /// What is known of it in the bin, if it is there.
+    pub fn bin(&self) -> Option<&BinEntry> {
+        self.record.bin.as_ref().map(|bin| &bin.entry)
+    }
+
     /// The libvirt name, of a draft the wanted one.
     pub fn name(&self) -> &str {
         self.domain.as_ref().map_or(&self.record.name, |domain| &domain.name)
@@ -197,7 +202,7 @@ impl Object {
     /// What is known of it in the bin, if it is there.
     pub fn bin(&self) -> Option<&BinEntry> {
         match self {
-            Object::Instance(instance) => instance.record.bin.as_ref().map(|bin| &bin.entry),
+            Object::Instance(instance) => instance.bin(),
             Object::Image(image) => image.record.bin.as_ref(),
             Object::Task(_) | Object::Flavor(_) => None,
         }

@@ -1,12 +1,12 @@
 //! What a change of the inventory means for files and names.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::attribute::Row;
 use super::names::Position;
 use super::node::{Directory, Node};
 use super::{Touched, fixed, flavor, image, instance, root, task, view};
-use crate::inventory::{Change, Inventory, Object};
+use crate::inventory::{Change, Instance, Inventory, Object};
 use crate::model::Class;
 
 /// The files that read differently since a change. Symlinks and bulk data are not among them.
@@ -47,24 +47,24 @@ pub fn moved(inventory: &Inventory, change: &Change) -> Vec<(Class, u64, Positio
 fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
     let mut touched = match (old, new) {
         (Some(Object::Instance(old)), Some(Object::Instance(new))) => {
-            let mut touched = rows(instance::ROWS, old.as_ref(), new.as_ref(), |row| attribute(new, row));
+            let mut touched = rows(instance::ROWS, old.as_ref(), new.as_ref(), |row| attribute(new, row.id, row.name));
             if old.record.definition_revision != new.record.definition_revision {
                 let row = instance::ROWS.iter().find(|row| row.name == "domain.xml");
-                touched.extend(row.map(|row| attribute(new, row)));
+                touched.extend(row.map(|row| attribute(new, row.id, row.name)));
             }
             touched
         }
-        (Some(Object::Image(old)), Some(Object::Image(new))) => rows(image::ROWS, old.as_ref(), new.as_ref(), |row| {
-            place(Class::Image, new.record.number, &new.id.to_string(), row.id, row.name)
-        }),
-        (Some(Object::Task(old)), Some(Object::Task(new))) => rows(task::ROWS, old.as_ref(), new.as_ref(), |row| {
-            place(Class::Task, new.record.number, &new.id.to_string(), row.id, row.name)
-        }),
+        (Some(Object::Image(old)), Some(Object::Image(new))) => {
+            let object = Object::Image(new.clone());
+            rows(image::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
+        }
+        (Some(Object::Task(old)), Some(Object::Task(new))) => {
+            let object = Object::Task(new.clone());
+            rows(task::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
+        }
         (Some(Object::Flavor(old)), Some(Object::Flavor(new))) => {
-            rows(flavor::ROWS, old.as_ref(), new.as_ref(), |row| {
-                let home = view::home(&Object::Flavor(new.clone()));
-                place(Class::Flavor, new.record.number, &home, row.id, row.name)
-            })
+            let object = Object::Flavor(new.clone());
+            rows(flavor::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
         }
         _ => Vec::new(),
     };
@@ -99,21 +99,21 @@ fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
     (old != new).then(|| file(Directory::Summary, row))
 }
 
-fn attribute(instance: &crate::inventory::Instance, row: &instance::InstanceRow) -> Touched {
-    place(Class::Instance, instance.record.number, &instance.id.to_string(), row.id, row.name)
+fn attribute(instance: &Arc<Instance>, row: u8, name: &str) -> Touched {
+    place(&Object::Instance(instance.clone()), row, name)
 }
 
 /// A piece of the console log, under the name of this row.
-fn console(instance: &crate::inventory::Instance, id: u8, piece: u64) -> Option<Touched> {
+fn console(instance: &Arc<Instance>, id: u8, piece: u64) -> Option<Touched> {
     let row = instance::ROWS.iter().find(|row| row.id == id)?;
     let piece = u32::try_from(piece).ok()?;
     let node = Node::Key(Class::Instance, instance.record.number, instance::CONSOLE_LOG, piece);
-    Some(Touched { node, ..attribute(instance, row) })
+    Some(Touched { node, ..attribute(instance, row.id, row.name) })
 }
 
-fn place(class: Class, number: u64, home: &str, row: u8, name: &str) -> Touched {
-    let path = PathBuf::from(class.directory()).join(home).join(name);
-    Touched { node: Node::Attribute(class, number, row), path }
+fn place(object: &Object, row: u8, name: &str) -> Touched {
+    let path = view::home_path(object).join(name);
+    Touched { node: Node::Attribute(object.class(), object.number(), row), path }
 }
 
 fn file(directory: Directory, id: u8) -> Touched {

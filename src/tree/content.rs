@@ -47,17 +47,14 @@ impl Tree {
                 Object::Instance(instance) => {
                     let row = find(instance::ROWS, id)?;
                     let size = self.row_size(row, instance.as_ref(), object)?;
-                    // Whether there is a console changes with the guest's run, which nobody announces here.
-                    let is_console = matches!(row.read, Read::Console(_));
-                    let caching = if is_console { Caching::Nothing } else { Caching::Attributes };
-                    Some(plain(row_kind(row), row.mode, size, caching))
+                    Some(plain(row_kind(row), row.mode, size, row_caching(row)))
                 }
                 Object::Image(image) => {
                     let row = find(image::ROWS, id)?;
                     let size = self.row_size(row, image.as_ref(), object)?;
                     let mode = rights::image_row(row, image);
                     let rights = mode.map_or(rights::ROOT_ALONE, |mode| rights::rights(object, mode, group));
-                    let attributes = with(rights, row_kind(row), size, Caching::Attributes);
+                    let attributes = with(rights, row_kind(row), size, row_caching(row));
                     if !matches!(row.read, Read::Data) {
                         return Some(attributes);
                     }
@@ -336,6 +333,23 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         | Read::Data
         | Read::Console(_) => Kind::File,
         Read::Directory | Read::Keys(_) => Kind::Directory,
+    }
+}
+
+/// What may not exist any more the next time is asked for each time: a console ends with the guest's run, and other files
+/// with the object's stay in the bin.
+fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
+    match row.read {
+        Read::Sometimes(_) | Read::Console(_) => Caching::Nothing,
+        Read::Nothing
+        | Read::Value(_)
+        | Read::Link(_)
+        | Read::Document(_)
+        | Read::Definition
+        | Read::Stream
+        | Read::Data
+        | Read::Directory
+        | Read::Keys(_) => Caching::Attributes,
     }
 }
 

@@ -5,8 +5,9 @@ use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
 use super::reference::Resolver;
 use super::value::{boolean, escape, filled, malformed, metadata_key, name, number as number_of, unescape};
-use super::{errors, spec};
+use super::{bin, errors, spec};
 use crate::inventory::Image;
+use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::change::ImageChange;
 use crate::model::image::{Format, Word, available};
@@ -272,6 +273,25 @@ pub static ROWS: &[ImageRow] = &[
             Type::Document("JSON"),
             "What can be written, as one document; see images.schema.json. Written, it is taken or refused as a whole; \
              keys that are absent stay.",
+        )
+    },
+    with_read(
+        row(70, "class", 0o440, Type::Word, bin::CLASS),
+        Read::Sometimes(|image| bin::class(Class::Image, image.record.bin.as_ref())),
+    ),
+    with_read(
+        row(71, "deleted_at", 0o440, Type::Time, bin::DELETED_AT),
+        Read::Sometimes(|image| bin::deleted_at(image.record.bin.as_ref())),
+    ),
+    with_read(
+        row(72, "deleted_by", 0o440, Type::User, bin::DELETED_BY),
+        Read::Sometimes(|image| bin::deleted_by(image.record.bin.as_ref())),
+    ),
+    ImageRow {
+        write: Write::Change(|value, _| bin::expiry(value).map(ImageChange::ExpiresAt)),
+        ..with_read(
+            row(73, "expires_at", 0o660, Type::Time, bin::EXPIRES_AT),
+            Read::Sometimes(|image| bin::expires_at(image.record.bin.as_ref())),
         )
     },
 ];

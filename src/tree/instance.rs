@@ -7,8 +7,9 @@ use super::reference::Resolver;
 use super::value::{
     boolean, filled, instance_name, malformed, memory_bytes, metadata_key, number, one, root_disk_bytes, vcpus,
 };
-use super::{errors, spec};
+use super::{bin, errors, spec};
 use crate::inventory::Instance;
+use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::change::InstanceChange;
 use crate::model::domain::ConsoleDevice;
@@ -410,4 +411,23 @@ pub static ROWS: &[InstanceRow] = &[
         ),
         Read::Console(ConsoleDevice::Vnc),
     ),
+    with_read(
+        row(70, "class", 0o440, Type::Word, bin::CLASS),
+        Read::Sometimes(|instance| bin::class(Class::Instance, instance.bin())),
+    ),
+    with_read(
+        row(71, "deleted_at", 0o440, Type::Time, bin::DELETED_AT),
+        Read::Sometimes(|instance| bin::deleted_at(instance.bin())),
+    ),
+    with_read(
+        row(72, "deleted_by", 0o440, Type::User, bin::DELETED_BY),
+        Read::Sometimes(|instance| bin::deleted_by(instance.bin())),
+    ),
+    InstanceRow {
+        write: Write::Change(|value, _| bin::expiry(value).map(InstanceChange::ExpiresAt)),
+        ..with_read(
+            row(73, "expires_at", 0o660, Type::Time, bin::EXPIRES_AT),
+            Read::Sometimes(|instance| bin::expires_at(instance.bin())),
+        )
+    },
 ];

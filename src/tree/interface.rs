@@ -179,10 +179,8 @@ impl Interface for Tree {
 
     fn target(&self, node: Node) -> Option<String> {
         let object = self.object(node)?;
-        let home = format!("{}/{}", object.class().directory(), view::home(&object));
         match node {
-            Node::NameLink(..) => Some(format!("../../{home}")),
-            Node::StateLink(..) => Some(format!("../../../{home}")),
+            Node::NameLink(..) | Node::StateLink(..) => Some(self.link_target(node, &object)),
             Node::Attribute(_, _, id) => match &object {
                 Object::Instance(instance) => link(find(instance::ROWS, id)?, instance),
                 Object::Image(image) => link(find(image::ROWS, id)?, image),
@@ -426,9 +424,7 @@ impl Interface for Tree {
             }
             Ok(Move::Ask(request)) => {
                 let moved = match (from.node, to.directory) {
-                    (Some(node @ (Node::NameLink(..) | Node::StateLink(..))), Node::Directory(directory))
-                        if directory != Directory::Trash =>
-                    {
+                    (Some(node), Node::Directory(directory)) => {
                         Some((node, Place { directory, name: to.name.to_owned() }))
                     }
                     _ => None,
@@ -440,7 +436,8 @@ impl Interface for Tree {
                     if let Some((node, place)) = moved {
                         tree.names.publish(node, number, Some(place));
                         if let Some((class, id)) = identity {
-                            // The link goes on from where the user put it, to its task's directory.
+                            // It stands where the kernel believes that the user put it, and goes on from there: a
+                            // link to its task's directory, a name in the bin to the bin's names.
                             tree.inventory.apply(vec![Update::Moved(class, id)]);
                         }
                     }
@@ -500,6 +497,19 @@ impl Interface for Tree {
 }
 
 impl Tree {
+    /// Where a link leads: to where its object stands now, from where the link does.
+    fn link_target(&self, link: Node, object: &Object) -> String {
+        let home = Node::Object(object.class(), object.number());
+        let home = self.names.published(home).unwrap_or_else(|| view::home_place(object));
+        let directory = match self.names.published(link) {
+            Some(place) => place.directory,
+            None if matches!(link, Node::StateLink(..)) => Directory::ByStateWord(object.class(), 0),
+            None => Directory::ByNameClass(object.class()),
+        };
+        let depth = fixed::path(directory).components().count();
+        format!("{}{}/{}", "../".repeat(depth), fixed::path(home.directory).display(), home.name)
+    }
+
     fn is_temporary(&self, parent: Node, name: &str) -> bool {
         let names = self.replaceable(parent);
         names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))

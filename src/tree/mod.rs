@@ -5,6 +5,7 @@
 pub mod abi;
 pub mod account;
 pub mod attribute;
+mod bin;
 mod changes;
 mod content;
 mod directory;

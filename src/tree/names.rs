@@ -1,6 +1,7 @@
 //! The published names: what lookup and readdir answer from.
 //!
-//! An object stands in up to three places. Where it *should* stand follows from the inventory; where it *does* stand is
+//! An object stands in up to three places, two of which may be in one directory for a moment: a link that was moved into
+//! the bin, and the object that follows it. Where it *should* stand follows from the inventory; where it *does* stand is
 //! here, and changes only when the kernel has been told by a MKDIR, RMDIR, RENAME, SYMLINK or UNLINK of its own, the
 //! user's or the announcer's: a name that the kernel learns by a lookup first would never raise an event.
 
@@ -27,6 +28,21 @@ impl Position {
     /// All of them, in the order in which a new object is published.
     pub const ALL: [Position; 3] = [Position::Home, Position::Name, Position::State];
 
+    /// Which of an object's places a node is, if it is one.
+    fn of(node: Node) -> Option<Position> {
+        match node {
+            Node::Object(..) => Some(Position::Home),
+            Node::NameLink(..) => Some(Position::Name),
+            Node::StateLink(..) => Some(Position::State),
+            Node::Directory(_)
+            | Node::File(..)
+            | Node::Attribute(..)
+            | Node::Key(..)
+            | Node::Events(_)
+            | Node::Scratch(_) => None,
+        }
+    }
+
     /// The place itself.
     pub fn node(self, class: Class, number: u64) -> Node {
         match self {
@@ -49,7 +65,12 @@ pub struct Place {
 #[derive(Default)]
 struct Entries {
     by_name: HashMap<String, u64>,
-    by_number: BTreeMap<u64, (String, Node)>,
+    by_cookie: BTreeMap<u64, (String, Node)>,
+}
+
+/// The cookie of a place: the same wherever it stands.
+fn cookie(node: Node, number: u64) -> u64 {
+    (number << 2) | Position::of(node).map_or(0, |position| position as u64)
 }
 
 #[derive(Default)]
@@ -78,18 +99,19 @@ impl Names {
     /// Moves a place to where it is published from now on; `None` removes it. `number` is its object's.
     pub fn publish(&self, node: Node, number: u64, place: Option<Place>) {
         let table = &mut *self.table.write();
+        let cookie = cookie(node, number);
         if let Some(old) = table.places.remove(&node)
             && let Some(entries) = table.directories.get_mut(&old.directory)
         {
-            entries.by_number.remove(&number);
-            if entries.by_name.get(&old.name) == Some(&number) {
+            entries.by_cookie.remove(&cookie);
+            if entries.by_name.get(&old.name) == Some(&cookie) {
                 entries.by_name.remove(&old.name);
             }
         }
         if let Some(place) = place {
             let entries = table.directories.entry(place.directory).or_default();
-            entries.by_name.insert(place.name.clone(), number);
-            entries.by_number.insert(number, (place.name.clone(), node));
+            entries.by_name.insert(place.name.clone(), cookie);
+            entries.by_cookie.insert(cookie, (place.name.clone(), node));
             table.places.insert(node, place);
         }
     }
@@ -106,18 +128,48 @@ impl Names {
     pub fn lookup(&self, directory: Directory, name: &str) -> Option<Node> {
         let table = self.table.read();
         let entries = table.directories.get(&directory)?;
-        let number = entries.by_name.get(name)?;
-        entries.by_number.get(number).map(|(_, node)| *node)
+        let cookie = entries.by_name.get(name)?;
+        entries.by_cookie.get(cookie).map(|(_, node)| *node)
     }
 
-    /// The entries after a cookie; cookies are object numbers.
+    /// The entries after a cookie.
     pub fn list(&self, directory: Directory, cookie: u64, each: &mut dyn FnMut(u64, &str, Node) -> bool) {
         let table = self.table.read();
         let Some(entries) = table.directories.get(&directory) else { return };
-        for (number, (name, node)) in entries.by_number.range((Bound::Excluded(cookie), Bound::Unbounded)) {
-            if !each(*number, name, *node) {
+        for (cookie, (name, node)) in entries.by_cookie.range((Bound::Excluded(cookie), Bound::Unbounded)) {
+            if !each(*cookie, name, *node) {
                 break;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_and_its_link_stand_side_by_side_in_the_bin_and_leave_it_alone() {
+        let names = Names::new();
+        let at = |directory, name: &str| Some(Place { directory, name: name.to_owned() });
+        let (home, link) = (Node::Object(Class::Image, 16), Node::NameLink(Class::Image, 16));
+        names.publish(link, 16, at(Directory::Trash, "web"));
+        names.publish(home, 16, at(Directory::Trash, "uuid"));
+        let mut listed = Vec::new();
+        names.list(Directory::Trash, 0, &mut |_, name, node| {
+            listed.push((name.to_owned(), node));
+            true
+        });
+        assert_eq!(listed, [("uuid".to_owned(), home), ("web".to_owned(), link)]);
+        names.publish(link, 16, at(Directory::ByNameTrash, "web"));
+        assert_eq!(names.lookup(Directory::Trash, "web"), None);
+        assert_eq!(names.lookup(Directory::Trash, "uuid"), Some(home));
+        // A link that was moved there under the very name that its object comes under.
+        names.publish(link, 16, at(Directory::Class(Class::Image), "uuid"));
+        names.publish(link, 16, at(Directory::Trash, "uuid"));
+        names.publish(home, 16, at(Directory::Trash, "uuid"));
+        names.publish(link, 16, at(Directory::ByNameTrash, "uuid"));
+        assert_eq!(names.lookup(Directory::Trash, "uuid"), Some(home));
+        assert_eq!(names.published(link), at(Directory::ByNameTrash, "uuid"));
     }
 }

@@ -24,7 +24,8 @@ pub struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// The image that a value names.
+    /// The image that a value names. Whether it may be used, in the bin for one, is not asked here: an instance that has
+    /// it already asks for nothing new.
     pub fn image(&self, value: &str) -> Result<Uuid, Reason> {
         self.object(Class::Image, value)
     }
@@ -33,7 +34,7 @@ impl Resolver<'_> {
     pub fn flavor(&self, value: &str) -> Result<FlavorChoice, Reason> {
         let name = match self.path(Class::Flavor, value)? {
             Some(Named::Name(name)) => name,
-            Some(Named::Uuid(_)) | None => value.to_owned(),
+            Some(Named::Uuid(_) | Named::InBin(_)) | None => value.to_owned(),
         };
         let sizes = match self.inventory.flavor_named(&name) {
             None => Err(Reason::NotFound(format!("flavor named {name:?}"))),
@@ -54,15 +55,24 @@ impl Resolver<'_> {
         if value.is_empty() {
             return Err(malformed("write a uuid, a unique name, or a path in this tree"));
         }
-        let name = match self.path(class, value)? {
+        let (name, place) = match self.path(class, value)? {
             Some(Named::Uuid(id)) => return self.accessible(class, id, value),
-            Some(Named::Name(name)) => name,
+            Some(Named::Name(name)) => (name, Some(false)),
+            Some(Named::InBin(name)) => (name, Some(true)),
             None => match canonical_uuid(value) {
                 Some(id) => return self.accessible(class, id, value),
-                None => value.to_owned(),
+                None => (value.to_owned(), None),
             },
         };
-        let matching: Vec<_> = self.candidates(class).into_iter().filter(|(_, held)| *held == name).collect();
+        let matching = self.candidates(class).into_iter().filter(|(_, held)| *held == name);
+        let (binned, standing): (Vec<_>, Vec<_>) = matching.partition(|(object, _)| object.bin().is_some());
+        let matching = match place {
+            Some(true) => binned,
+            Some(false) => standing,
+            // A bare name means what is in the bin as long as nothing else bears it.
+            None if standing.is_empty() => binned,
+            None => standing,
+        };
         let accessible: Vec<_> =
             matching.iter().filter(|(object, _)| self.may_read(object)).map(|(object, _)| object.id()).collect();
         match (accessible.as_slice(), matching.is_empty()) {
@@ -90,6 +100,12 @@ impl Resolver<'_> {
             }
             [directory, id] if *directory == class.directory() => {
                 canonical_uuid(id).map(|id| Some(Named::Uuid(id))).ok_or_else(wrong)
+            }
+            ["trash", id] if class != Class::Flavor => {
+                canonical_uuid(id).map(|id| Some(Named::Uuid(id))).ok_or_else(wrong)
+            }
+            ["by-name", "trash", name] if class != Class::Flavor => {
+                unescape(name).map(|name| Some(Named::InBin(name))).ok_or_else(wrong)
             }
             ["by-name", directory, name] if *directory == class.directory() => {
                 unescape(name).map(|name| Some(Named::Name(name))).ok_or_else(wrong)
@@ -138,6 +154,8 @@ impl Resolver<'_> {
 enum Named {
     Uuid(Uuid),
     Name(String),
+    /// The name of something in the bin.
+    InBin(String),
 }
 
 /// A uuid in the one form that the tree uses: lower case with hyphens.

@@ -46,7 +46,23 @@ pub fn meaning(from: End<'_>, to: End<'_>, object: Option<&Object>) -> Result<Mo
         },
         (Node::Object(..) | Node::NameLink(..), Node::Directory(Directory::Trash)) => {
             let (class, id) = identity(object)?;
+            if is_in_the_bin(object) {
+                return Err(Reason::Policy(format!("it is in the bin already, as trash/{id}")));
+            }
             if to.name == from.name { into_the_bin(class, id) } else { Err(keeps_its_name()) }
+        }
+        (Node::Object(..), Node::Directory(Directory::Class(target)))
+        | (Node::NameLink(..), Node::Directory(Directory::ByNameClass(target)))
+            if is_in_the_bin(object) =>
+        {
+            let (class, id) = identity(object)?;
+            if class != target {
+                return Err(Reason::Policy(format!(
+                    "it goes back to its own class: mv trash/{id} {}/",
+                    class.directory()
+                )));
+            }
+            if to.name == from.name { out_of_the_bin(class, id) } else { Err(keeps_its_name()) }
         }
         (Node::StateLink(class, _), Node::Directory(Directory::ByStateWord(target, word))) if class == target => {
             if to.name != from.name {
@@ -79,6 +95,10 @@ fn identity(object: Option<&Object>) -> Result<(Class, Uuid), Reason> {
     object.map(|object| (object.class(), object.id())).ok_or_else(|| Reason::NotFound("such object any more".into()))
 }
 
+fn is_in_the_bin(object: Option<&Object>) -> bool {
+    object.is_some_and(|object| object.bin().is_some())
+}
+
 fn no_meaning() -> Reason {
     Reason::Policy("this move means nothing here; README lists the moves that do".into())
 }
@@ -93,6 +113,14 @@ fn into_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
             Ok(ask_instance(id, InstanceChange::State(instance::Word::State(instance::State::SoftDeleted))))
         }
         Class::Image => Ok(ask_image(id, ImageChange::State(image::Word::State(image::State::SoftDeleted)))),
+        Class::Task | Class::Flavor => Err(no_meaning()),
+    }
+}
+
+fn out_of_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
+    match class {
+        Class::Instance => Ok(ask_instance(id, InstanceChange::Restore)),
+        Class::Image => Ok(ask_image(id, ImageChange::Restore)),
         Class::Task | Class::Flavor => Err(no_meaning()),
     }
 }

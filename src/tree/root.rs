@@ -151,8 +151,14 @@ instancefs: the virtual machines of this host as files.
   cat instances/$u/state_available                what can be written now
   cat summary/instances                           all of them in one read
 
+  mv instances/$u trash/$u                        the bin: shut down and put away, with everything it has
+  mv trash/$u instances/$u                        back again; trash/$u/expires_at says until when
+  echo deleted > trash/$u/state                   gone for good, with the disks that instancefs made for it
+
 A value is one line. One write is one command; writing what is already true succeeds and changes nothing.
 rm, rmdir and the like never delete a machine. Every change raises inotify and poll events.
+Moves that mean something: an object into trash/ and back (also from by-name/), a link in by-state/ to another state, a
+name in by-name/ to another name. Every other one is refused.
 Making one: mkdir instances/$(uuidgen), write image, memory_bytes, ... and then active to state.
 ";
 

@@ -45,9 +45,8 @@ fn values(kind: Type) -> Value {
         Type::Number("bytes") => {
             json!({"type": ["integer", "string", "null"], "minimum": 0, "pattern": "^([0-9]+[KMGTkmgt]?)?$"})
         }
-        Type::Number(_) | Type::Time => {
-            json!({"type": ["integer", "string", "null"], "minimum": 0, "pattern": "^[0-9]*$"})
-        }
+        Type::Number(_) => json!({"type": ["integer", "string", "null"], "minimum": 0, "pattern": "^[0-9]*$"}),
+        Type::Time => json!({"type": ["integer", "string"], "minimum": 0, "pattern": "^([0-9]+|never)$"}),
         Type::Groups => json!({"type": ["array", "string", "null"], "items": {"type": "string"}}),
         Type::Word => json!({"type": ["string", "null"], "pattern": "^[a-z0-9_]*$"}),
         Type::Text

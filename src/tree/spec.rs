@@ -110,7 +110,10 @@ fn value(kind: Type, text: &str) -> Value {
     match kind {
         Type::Groups => text.lines().map(Value::from).collect(),
         Type::Boolean => Value::Bool(text == "1"),
-        Type::Number(_) | Type::Time => text.parse::<u64>().map_or(Value::Null, Value::from),
+        Type::Number(_) => text.parse::<u64>().map_or(Value::Null, Value::from),
+        Type::Time if text.is_empty() => Value::Null,
+        // One that never comes is a word.
+        Type::Time => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
         Type::Text
         | Type::Word
         | Type::Object

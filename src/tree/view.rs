@@ -1,5 +1,8 @@
-//! Where objects stand: their names in the class directories, `by-name` and `by-state`.
+//! Where objects stand: their names in the class directories or the bin, in `by-name` and in `by-state`.
 
+use std::path::PathBuf;
+
+use super::fixed;
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node, words};
 use super::value::{LONGEST_NAME, escape};
@@ -16,11 +19,25 @@ pub fn home(object: &Object) -> String {
     }
 }
 
+/// The directory and name of an object's own directory.
+pub fn home_place(object: &Object) -> Place {
+    let directory = match object.bin() {
+        Some(_) => Directory::Trash,
+        None => Directory::Class(object.class()),
+    };
+    Place { directory, name: home(object) }
+}
+
+/// The path of an object's directory, below the mount point.
+pub fn home_path(object: &Object) -> PathBuf {
+    let Place { directory, name } = home_place(object);
+    fixed::path(directory).join(name)
+}
+
 /// Where an object should be published at a position; `None` if nowhere.
 pub fn wanted(object: &Object, position: Position, names: &Names) -> Option<Place> {
-    let class = object.class();
     match position {
-        Position::Home => Some(Place { directory: Directory::Class(class), name: home(object) }),
+        Position::Home => Some(home_place(object)),
         Position::Name => by_name(object, names),
         Position::State => by_state(object),
     }
@@ -28,7 +45,10 @@ pub fn wanted(object: &Object, position: Position, names: &Names) -> Option<Plac
 
 fn by_name(object: &Object, names: &Names) -> Option<Place> {
     let class = object.class();
-    let directory = Directory::ByNameClass(class);
+    let directory = match object.bin() {
+        Some(_) => Directory::ByNameTrash,
+        None => Directory::ByNameClass(class),
+    };
     let (name, is_draft) = match object {
         Object::Instance(instance) => (link_name(instance), instance.record.draft.is_some()),
         Object::Image(image) => (escape(&image.record.name), image.record.draft.is_some()),
@@ -39,9 +59,11 @@ fn by_name(object: &Object, names: &Names) -> Option<Place> {
     }
     let node = Node::NameLink(class, object.number());
     let second = format!("{name}.{}", object.id());
-    // Whoever came second keeps the longer name until he is renamed, also when the first holder goes. Instances are
-    // unique: theirs is a passing clash while two of them swap names.
-    let is_second = class != Class::Instance && names.published(node).is_some_and(|place| place.name == second);
+    // Whoever came second keeps the longer name until he is renamed or moved, also when the first holder goes. Instances
+    // are unique outside the bin: theirs is a passing clash while two of them swap names.
+    let is_unique = directory == Directory::ByNameClass(Class::Instance);
+    let present = names.published(node).filter(|place| place.directory == directory);
+    let is_second = !is_unique && present.is_some_and(|place| place.name == second);
     let is_held = names.lookup(directory, &name).is_some_and(|holder| holder != node);
     Some(Place { directory, name: if is_second || is_held { second } else { name } })
 }
@@ -72,4 +94,53 @@ fn by_state(object: &Object) -> Option<Place> {
     let position = words(class).iter().position(|candidate| *candidate == word)?;
     let directory = Directory::ByStateWord(class, u8::try_from(position).ok()?);
     Some(Place { directory, name: home(object) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::inventory::Image;
+    use crate::model::caller::Ownership;
+    use crate::model::record::{BinEntry, ImageRecord};
+
+    fn image(number: u64, name: &str, in_bin: bool) -> Object {
+        let ownership = Ownership { owner: 1, project: 1, generation: 0 };
+        let mut record = ImageRecord::new(number, name.into(), ownership, 0);
+        record.bin = in_bin.then(|| BinEntry { deleted_at: 1, deleted_by: "ann".into(), expiry: None });
+        Object::Image(Arc::new(Image { id: Uuid::from_u128(number.into()), record, task: None, data_bytes: 0 }))
+    }
+
+    fn publish(object: &Object, names: &Names) {
+        for position in Position::ALL {
+            let node = position.node(object.class(), object.number());
+            names.publish(node, object.number(), wanted(object, position, names));
+        }
+    }
+
+    #[test]
+    fn the_bin_takes_an_object_with_its_name_and_the_first_of_a_name_keeps_it() {
+        let names = Names::new();
+        let (first, second) = (image(16, "web", false), image(17, "web", false));
+        publish(&first, &names);
+        publish(&second, &names);
+        let name_of =
+            |object: &Object| names.published(Position::Name.node(object.class(), object.number())).expect("published");
+        assert_eq!(name_of(&second).name, format!("web.{}", second.id()));
+        let binned = image(17, "web", true);
+        publish(&binned, &names);
+        assert_eq!(home_path(&binned), PathBuf::from("trash").join(binned.id().to_string()));
+        assert_eq!(name_of(&binned), Place { directory: Directory::ByNameTrash, name: "web".into() });
+        let later = image(16, "web", true);
+        publish(&later, &names);
+        assert_eq!(name_of(&later).name, format!("web.{}", later.id()));
+        let soft_deleted = fixed::lookup(Directory::ByStateClass(Class::Image), "soft_deleted");
+        let Some(Node::Directory(directory)) = soft_deleted else { panic!("{soft_deleted:?}") };
+        assert_eq!(wanted(&later, Position::State, &names).map(|place| place.directory), Some(directory));
+        publish(&second, &names);
+        assert_eq!(name_of(&second), Place { directory: Directory::ByNameClass(Class::Image), name: "web".into() });
+    }
 }

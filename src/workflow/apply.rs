@@ -208,8 +208,12 @@ impl Judge<'_, '_> {
             InstanceChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
             InstanceChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
             InstanceChange::Image(image) => {
-                if self.batch.image(*image).is_none() {
-                    return Err(Reason::NotFound(format!("image {image}")));
+                let found = self.batch.image(*image);
+                let found = found.ok_or_else(|| Reason::NotFound(format!("image {image}")))?;
+                if found.record.bin.is_some() {
+                    return Err(Reason::Policy(format!(
+                        "this image is in the bin; bring it back first: mv trash/{image} images/{image}"
+                    )));
                 }
                 record.image = Some(*image);
             }

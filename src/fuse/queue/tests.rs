@@ -15,7 +15,7 @@ fn open() -> Queue {
 
 fn sent(queue: &Queue) -> (u64, String) {
     match queue.next() {
-        Step::Send(id, Action::Touch { path }) => (id, path),
+        Step::Touch(id, _, path) => (id, path.display().to_string()),
         step => panic!("{step:?}"),
     }
 }
@@ -47,6 +47,20 @@ fn a_change_during_an_announcement_asks_for_one_more_after_a_pause() {
     queue.done(second, 0);
     queue.touch(file(2));
     assert_eq!(sent(&queue).1, "file2");
+}
+
+#[test]
+fn a_file_that_was_not_found_is_looked_for_once_more() {
+    let queue = open();
+    queue.touch(file(1));
+    let (first, _) = sent(&queue);
+    queue.done(first, libc::ENOENT);
+    let (second, _) = sent(&queue);
+    queue.done(second, libc::ENOENT);
+    queue.touch(file(2));
+    let (other, path) = sent(&queue);
+    assert_eq!(path, "file2", "it is not there, and is let go");
+    queue.done(other, 0);
 }
 
 #[test]
