@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::Group;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::image::import::Policy;
 use crate::privilege::Privilege;
-pub use duration::parse as parse_duration;
+pub use duration::{Retention, parse as parse_duration};
+use duration::{duration, retention};
 
 /// The import directory within the state directory where nobody says otherwise.
 pub const IMPORT_DIRECTORY: &str = "import";
 /// How long a write waits for the end of its work.
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(3);
+/// How long the bin keeps what was moved there.
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Who may enter root's tree.
 pub const DEFAULT_ACCESS_GROUP: &str = "libvirt";
 /// Who may read `events` and `metrics` in it.
@@ -80,8 +83,8 @@ pub enum ConfigError {
     },
     /// A mount option that nobody knows.
     #[error(
-        "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, connect=, \
-         state_dir= and import_directory="
+        "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, \
+         retention=, connect=, state_dir= and import_directory="
     )]
     UnknownOption(String),
     /// A mount option with a value that cannot be used.
@@ -124,6 +127,9 @@ pub struct Layer {
     /// The settle window.
     #[serde(default, deserialize_with = "duration")]
     pub settle: Option<Duration>,
+    /// How long the bin keeps what was moved there.
+    #[serde(default, deserialize_with = "retention")]
+    pub retention: Option<Retention>,
     /// Name of the group that may enter the tree.
     pub access_group: Option<String>,
     /// Name of the group that may read `events` and `metrics`.
@@ -162,6 +168,8 @@ pub struct Settings {
     pub is_in_home: bool,
     /// How long a write waits for the end of its work.
     pub settle: Duration,
+    /// How long the bin keeps what was moved there; `None`: until somebody deletes it.
+    pub retention: Option<Duration>,
     /// Refuse every change.
     pub read_only: bool,
     /// Group id that may enter the tree.
@@ -172,20 +180,6 @@ pub struct Settings {
     pub projects: Vec<u32>,
     /// What may be imported.
     pub import: Policy,
-}
-
-/// A string as on the command line, or a whole number of seconds.
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a duration is a text such as \"3s\", or a number of seconds")]
-    enum Written {
-        Text(String),
-        Seconds(u64),
-    }
-    match Written::deserialize(deserializer)? {
-        Written::Text(text) => parse_duration(&text).map(Some).map_err(serde::de::Error::custom),
-        Written::Seconds(seconds) => Ok(Some(Duration::from_secs(seconds))),
-    }
 }
 
 /// A group that a mount looks up.
@@ -252,7 +246,8 @@ impl Layer {
             None if option == "ro" => self.read_only = Some(true),
             None if option == "rw" => self.read_only = Some(false),
             Some((
-                "access_group" | "admin_group" | "projects" | "settle" | "connect" | "state_dir" | "import_directory",
+                "access_group" | "admin_group" | "projects" | "settle" | "retention" | "connect" | "state_dir"
+                | "import_directory",
                 "",
             )) => {
                 return Err(bad("a value is missing"));
@@ -261,6 +256,7 @@ impl Layer {
             Some(("admin_group", name)) => self.admin_group = Some(name.to_owned()),
             Some(("projects", names)) => self.projects = Some(names.split(':').map(str::to_owned).collect()),
             Some(("settle", text)) => self.settle = Some(parse_duration(text).map_err(|detail| bad(&detail))?),
+            Some(("retention", text)) => self.retention = Some(Retention::parse(text).map_err(|detail| bad(&detail))?),
             Some(("connect", uri)) => self.connect = Some(uri.to_owned()),
             Some(("state_dir", path)) => self.state_dir = Some(path.into()),
             Some(("import_directory", path)) if Path::new(path).is_absolute() => {
@@ -280,6 +276,7 @@ impl Layer {
             connect: self.connect.or(below.connect),
             state_dir: self.state_dir.or(below.state_dir),
             settle: self.settle.or(below.settle),
+            retention: self.retention.or(below.retention),
             access_group: self.access_group.or(below.access_group),
             admin_group: self.admin_group.or(below.admin_group),
             projects: self.projects.or(below.projects),
@@ -337,6 +334,7 @@ impl Layer {
             import,
             is_in_home,
             settle: self.settle.unwrap_or(DEFAULT_SETTLE),
+            retention: self.retention.unwrap_or(Retention::For(DEFAULT_RETENTION)).limit(),
             read_only: self.read_only.unwrap_or(false),
         })
     }
@@ -359,12 +357,12 @@ mod tests {
     fn a_file_says_everything_that_options_say() {
         let file = toml(
             "connect = 'qemu:///system'\nstate_dir = '/s'\nsettle = '500ms'\naccess_group = 'a'\nadmin_group = 'b'\n\
-             projects = ['p', 'q']\n",
+             projects = ['p', 'q']\nretention = '30d'\n",
         )
         .unwrap();
         let options = Layer::from_options([
             "connect=qemu:///system,state_dir=/s",
-            "settle=500ms,access_group=a,admin_group=b,projects=p:q",
+            "settle=500ms,access_group=a,admin_group=b,projects=p:q,retention=30d",
         ]);
         assert_eq!(file, options.unwrap());
         assert_eq!(toml("settle = 2").unwrap().settle, Some(Duration::from_secs(2)));
@@ -445,6 +443,19 @@ mod tests {
         let settings = layer.resolve_with(user, &|_| Ok(Some(7))).unwrap();
         assert_eq!((settings.access_group, settings.admin_group), (100, 100));
         assert!(!settings.is_in_home, "what somebody has named is not made with its parents");
+    }
+
+    #[test]
+    fn the_bin_keeps_for_a_week_unless_somebody_says_otherwise() {
+        let kept = |option: &str| {
+            let layer = Layer::from_options([option]).unwrap();
+            Layer { state_dir: Some("/s".into()), ..layer }.resolve_with(ROOT, &|_| Ok(None)).unwrap().retention
+        };
+        assert_eq!(kept(""), Some(DEFAULT_RETENTION));
+        assert_eq!(kept("retention=1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(kept("retention=never"), None);
+        assert_eq!(toml("retention = 60").unwrap().retention, Some(Retention::For(Duration::from_secs(60))));
+        assert!(Layer::from_options(["retention=always"]).is_err());
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
     if word == Word::Deleted && !matches!(situation.state, State::Draft | State::SoftDeleted) {
         return Err(libc::EPERM);
     }
-    if ["rescued", "shelved", "shelved_offloaded", "soft_deleted"].contains(&word.word()) {
+    if ["rescued", "shelved", "shelved_offloaded"].contains(&word.word()) {
         return Err(libc::EOPNOTSUPP);
     }
     if situation.unreachable.is_some() && !(word == Word::Deleted && situation.state == State::Draft) {
@@ -70,6 +70,17 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
             &[State::Draft, State::Active, State::Error, State::Shelved, State::ShelvedOffloaded, State::SoftDeleted]
         }
         Word::State(State::Paused | State::Suspended) => &[State::Active],
+        Word::State(State::SoftDeleted) => &[
+            State::Active,
+            State::Paused,
+            State::Suspended,
+            State::Stopped,
+            State::Rescued,
+            State::Resized,
+            State::Shelved,
+            State::ShelvedOffloaded,
+            State::Error,
+        ],
         _ => &[State::Draft, State::SoftDeleted],
     };
     if from.contains(&situation.state) { Ok("start") } else { Err(libc::EINVAL) }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use support::{Daemon, User, errno, gid, wait_until, write};
 use uuid::Uuid;
 
-const STATES: [&str; 6] = ["draft", "active", "stopped", "paused", "suspended", "error"];
+const STATES: [&str; 7] = ["draft", "active", "stopped", "paused", "suspended", "error", "soft_deleted"];
 const WORDS: [&str; 9] =
     ["active", "stopped", "paused", "suspended", "rescued", "shelved", "shelved_offloaded", "soft_deleted", "deleted"];
 
@@ -57,16 +57,17 @@ fn expected(state: &str, word: &str, protected: Protected, who: Who) -> i32 {
     if protected == Protected::Locked || (deletes && protected == Protected::Terminate) {
         return libc::EPERM;
     }
-    if word == "deleted" && state != "draft" {
+    if word == "deleted" && !matches!(state, "draft" | "soft_deleted") {
         return libc::EPERM;
     }
-    if matches!(word, "rescued" | "shelved" | "shelved_offloaded" | "soft_deleted") {
+    if matches!(word, "rescued" | "shelved" | "shelved_offloaded") {
         return libc::EOPNOTSUPP;
     }
     let allowed = match word {
         "active" => true,
-        "stopped" => matches!(state, "draft" | "active" | "error"),
+        "stopped" => matches!(state, "draft" | "active" | "error" | "soft_deleted"),
         "paused" | "suspended" => state == "active",
+        "soft_deleted" => state != "draft",
         "deleted" => true,
         _ => unreachable!("{word}"),
     };
@@ -101,7 +102,7 @@ impl Table {
             let id = daemon.domain(&format!("table-{}", self.made));
             let steps: &[(&str, &str)] = match state {
                 "active" => &[("start", "active")],
-                "stopped" => &[],
+                "stopped" | "soft_deleted" => &[],
                 "paused" => &[("start", "active"), ("pause", "paused")],
                 "suspended" => &[("start", "active"), ("save", "suspended")],
                 "error" => &[("start", "active"), ("crash", "error")],
@@ -114,13 +115,29 @@ impl Table {
             daemon.set(format!("instances/{id}/project"), "games");
             id
         };
+        if state == "soft_deleted" {
+            daemon.set(format!("instances/{id}/state"), state);
+            wait_until("it is in the bin", || self.state(id) == state);
+            wait_until("it is at rest", || daemon.read(self.file(id, "task")).is_empty());
+        }
         match protected {
             Protected::Not => {}
-            Protected::Locked => daemon.set(format!("instances/{id}/locked"), "1"),
-            Protected::Terminate => daemon.set(format!("instances/{id}/disable_terminate"), "1"),
+            Protected::Locked => daemon.set(self.file(id, "locked"), "1"),
+            Protected::Terminate => daemon.set(self.file(id, "disable_terminate"), "1"),
         }
-        assert_eq!(daemon.read(format!("instances/{id}/state")), state);
+        assert_eq!(self.state(id), state);
         id
+    }
+
+    /// A file of an instance, in the bin or not.
+    fn file(&self, id: Uuid, name: &str) -> String {
+        let binned = format!("trash/{id}");
+        let directory = if self.daemon.path(&binned).exists() { binned } else { format!("instances/{id}") };
+        format!("{directory}/{name}")
+    }
+
+    fn state(&self, id: Uuid) -> String {
+        self.daemon.read(self.file(id, "state"))
     }
 }
 
@@ -133,20 +150,20 @@ fn every_word_from_every_state_for_everybody_does_what_the_contract_says() {
             let mut id = table.make(state, protected);
             for who in WHO {
                 for word in WORDS {
-                    let path = table.daemon.path(format!("instances/{id}/state"));
+                    let path = table.daemon.path(table.file(id, "state"));
                     let got = errno(who.user().act(|| write(&path, format!("{word}\n").as_bytes())));
                     let want = expected(state, word, protected, who);
                     if got != want {
                         wrong.push(format!("{state} {word} {protected:?} {who:?}: got {got}, want {want}"));
                     }
-                    if got != 0 && table.daemon.read(format!("instances/{id}/state")) != state {
+                    if got != 0 && table.state(id) != state {
                         wrong.push(format!("{state} {word} {protected:?} {who:?}: refused, but the state changed"));
                     }
                     if got == 0 && word != state {
                         if word == "deleted" {
-                            wait_until("the draft is gone", || !path.exists());
+                            wait_until("it is gone", || !path.exists());
                         } else {
-                            table.daemon.wait_state(id, word);
+                            wait_until(word, || table.state(id) == word);
                         }
                         id = table.make(state, protected);
                     }

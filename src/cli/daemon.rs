@@ -30,6 +30,7 @@ use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Ledger, now};
 use crate::workflow::reconcile::{self, Reconciler};
 use crate::workflow::recovery;
+use crate::workflow::uptime::SystemClock;
 
 /// How often all domains are looked at, should an event have been lost.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
@@ -230,6 +231,8 @@ impl Daemon {
                 projects: settings.projects.clone(),
                 guest_group,
                 import: settings.import.clone(),
+                retention: settings.retention,
+                clock: Arc::new(SystemClock),
                 drafts_per_user: DRAFTS_PER_USER,
                 console_token_lifetime: TOKEN_LIFETIME,
             },

@@ -5,7 +5,7 @@ mod edit;
 mod new_domain;
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 use uuid::Uuid;
@@ -158,6 +158,19 @@ pub fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Whether a domain's XML names a file anywhere: as a disk, as what one is based on, as firmware.
+pub fn names(xml: &str, path: &Path) -> bool {
+    let Some(path) = path.to_str() else { return false };
+    match document(xml) {
+        Ok(document) => document.descendants().any(|node| {
+            node.attributes().any(|attribute| attribute.value() == path)
+                || node.text().is_some_and(|text| text.trim() == path)
+        }),
+        // What cannot be read might name it.
+        Err(_) => xml.contains(path),
+    }
 }
 
 /// The name and UUID in a domain's XML.

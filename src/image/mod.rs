@@ -8,6 +8,7 @@ pub mod import;
 pub mod ingest;
 pub mod inspect;
 pub mod qemu_img;
+pub mod remove;
 
 use serde::{Deserialize, Serialize};
 

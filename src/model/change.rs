@@ -60,6 +60,8 @@ pub enum InstanceChange {
     ResetState,
     /// A move out of the bin.
     Restore,
+    /// Another try at what a move into the bin left to do.
+    SettleBin,
     /// `expires_at` in the bin, Unix seconds; `None`: never.
     ExpiresAt(Option<u64>),
     /// `metadata/<key>` and its text; `None` removes it.
@@ -229,6 +231,7 @@ pub fn judge_instance(
             reconfigure(situation, record, change)
         }
         InstanceChange::Restore => instance::restore(situation).map(Effect::from),
+        InstanceChange::SettleBin => instance::settle(situation, record.bin.as_ref()).map(Effect::from),
         InstanceChange::ExpiresAt(at) => {
             let entry = record.bin.as_ref().map(|bin| &bin.entry);
             let already = expiry_already(entry, *at)?;
@@ -275,7 +278,7 @@ pub fn judge_image(
             instance::idle(situation.task)?;
             return match &record.bin {
                 Some(_) => Ok(Effect::Record),
-                None => Err(Reason::Policy("it is not in the bin".to_owned())),
+                None => Err(instance::not_in_bin()),
             };
         }
         ImageChange::ExpiresAt(at) => return Ok(effect(expiry_already(record.bin.as_ref(), *at)?)),
@@ -312,7 +315,7 @@ fn in_draft(situation: &image::Situation<'_>, already: bool) -> Result<Effect, R
 fn expiry_already(entry: Option<&BinEntry>, wanted: Option<u64>) -> Result<bool, Reason> {
     match entry {
         Some(entry) => Ok(entry.expiry.map(|expiry| expiry.at) == wanted),
-        None => Err(Reason::Policy("it is not in the bin".to_owned())),
+        None => Err(instance::not_in_bin()),
     }
 }
 

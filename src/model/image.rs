@@ -86,7 +86,11 @@ impl Word {
     /// Reads a word.
     pub fn parse(text: &str) -> Result<Word, Reason> {
         State::ALL.into_iter().map(Word::State).chain([Word::Deleted]).find(|word| word.word() == text).ok_or_else(
-            || Reason::Malformed(format!("{text:?} is no state of an image; write active, deactivated or deleted")),
+            || {
+                Reason::Malformed(format!(
+                    "{text:?} is no state of an image; write active, deactivated, soft_deleted or deleted"
+                ))
+            },
         )
     }
 }
@@ -124,8 +128,7 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Effect, Reason> {
     }
     match word {
         Word::Deleted if !matches!(situation.state, State::Draft | State::SoftDeleted) => return Err(Reason::NotInBin),
-        Word::State(State::SoftDeleted) => return Err(Reason::NotBuilt { what: "the bin" }),
-        Word::State(State::Draft | State::Active | State::Deactivated | State::Error) | Word::Deleted => {}
+        Word::State(_) | Word::Deleted => {}
     }
     super::instance::idle(situation.task)?;
     transition(situation.state, word).ok_or_else(|| Reason::State {
@@ -138,7 +141,10 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Effect, Reason> {
 /// The words that [`decide`] would allow now.
 pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
     let is_allowed = |word: &Word| {
-        let is_open = *word != Word::Deleted || check_deletion(situation.delete_protection).is_ok();
+        let is_open = match word {
+            Word::Deleted | Word::State(State::SoftDeleted) => check_deletion(situation.delete_protection).is_ok(),
+            Word::State(State::Draft | State::Active | State::Deactivated | State::Error) => true,
+        };
         is_open && situation.task.is_none() && transition(situation.state, *word).is_some()
     };
     Word::REQUESTS.into_iter().filter(is_allowed).map(Word::word).collect()

@@ -22,7 +22,7 @@ use super::caller::Role;
 use super::domain::{Domain, PowerState};
 use super::protection::{Action, Protection};
 use super::reason::Reason;
-use super::record::{CRASH_ACKNOWLEDGED, InstanceRecord, ShelfStage};
+use super::record::{CRASH_ACKNOWLEDGED, InstanceBin, InstanceRecord, ShelfStage};
 use super::task::Operation;
 
 /// Nova's vm_state words. The order is that of their directories' inodes; only ever appended to.
@@ -298,7 +298,6 @@ fn built(word: Word) -> Result<(), Reason> {
     let what = match word {
         Word::State(State::Rescued) => "rescue",
         Word::State(State::Shelved | State::ShelvedOffloaded) => "the shelf",
-        Word::State(State::SoftDeleted) => "the bin",
         Word::State(
             State::Draft
             | State::Building
@@ -307,7 +306,8 @@ fn built(word: Word) -> Result<(), Reason> {
             | State::Suspended
             | State::Stopped
             | State::Resized
-            | State::Error,
+            | State::Error
+            | State::SoftDeleted,
         )
         | Word::Deleted => return Ok(()),
     };
@@ -320,6 +320,8 @@ fn possible(situation: &Situation<'_>, word: Word) -> Option<Operation> {
         // Its domain is gone: there is nothing to start or stop, but something to define.
         (Operation::Start, _) if !situation.is_defined => None,
         (Operation::Stop, _) if !situation.is_defined => Some(Operation::DefineAgain),
+        // Its saved memory is not thrown away for a word that does not say so.
+        (Operation::Restore { state: State::Stopped }, _) if situation.before_bin == Some(State::Suspended) => None,
         (operation, _) => Some(operation),
     }
 }
@@ -339,12 +341,32 @@ pub fn restore(situation: &Situation<'_>) -> Result<Verdict, Reason> {
     reachable(situation.unreachable)?;
     idle(situation.task)?;
     match situation.before_bin {
+        Some(_) if !situation.is_defined => Ok(Verdict::Start(Operation::Restore { state: State::Error })),
         Some(state) => Ok(Verdict::Start(Operation::Restore { state: restored(state) })),
-        None => Err(Reason::Policy("it is not in the bin".to_owned())),
+        None => Err(not_in_bin()),
     }
 }
 
-/// The state that comes back from the bin. The memory of a paused guest is gone, and an error is none any more.
+/// Judges another try to stop the guest of an instance that is in the bin already.
+pub fn settle(situation: &Situation<'_>, bin: Option<&InstanceBin>) -> Result<Verdict, Reason> {
+    access(situation)?;
+    match bin {
+        None => return Err(not_in_bin()),
+        Some(bin) if bin.is_settled => return Ok(Verdict::AlreadyTrue),
+        Some(_) => {}
+    }
+    situation.protection.check(Action::Change, situation.role)?;
+    reachable(situation.unreachable)?;
+    idle(situation.task)?;
+    Ok(Verdict::Start(Operation::SoftDelete))
+}
+
+/// What is asked makes sense in the bin only.
+pub fn not_in_bin() -> Reason {
+    Reason::Policy("it is not in the bin".to_owned())
+}
+
+/// The state that comes back from the bin, of one that is defined. The memory of a paused guest is gone, and an error is none any more.
 fn restored(before: State) -> State {
     match before {
         State::Active | State::Paused | State::Building | State::Resized => State::Active,

@@ -76,6 +76,8 @@ pub enum Reason {
         /// Its task word.
         task: &'static str,
     },
+    /// Somebody uses what is to be deleted; the sentence says who.
+    InUse(String),
     /// Somebody still has a draft's data open for writing.
     DataOpen,
     /// The object's state does not allow it.
@@ -164,7 +166,7 @@ impl Reason {
             | Reason::ReadOnlyMount => 3,
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => 4,
             Reason::Unreachable(_) => 5,
-            Reason::Busy { .. } | Reason::DataOpen => 6,
+            Reason::Busy { .. } | Reason::InUse(_) | Reason::DataOpen => 6,
             Reason::State { .. }
             | Reason::DraftOnly
             | Reason::StoppedOnly
@@ -209,7 +211,7 @@ impl Reason {
             | Reason::Policy(_) => libc::EPERM,
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => libc::EOPNOTSUPP,
             Reason::Unreachable(_) => libc::ENODEV,
-            Reason::Busy { .. } | Reason::DataOpen => libc::EBUSY,
+            Reason::Busy { .. } | Reason::InUse(_) | Reason::DataOpen => libc::EBUSY,
             Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
             Reason::NotFound(_) => libc::ENOENT,
             Reason::NotEmpty => libc::ENOTEMPTY,
@@ -288,6 +290,7 @@ impl fmt::Display for Reason {
             | Reason::Policy(sentence)
             | Reason::Unsupported(sentence)
             | Reason::Image(sentence)
+            | Reason::InUse(sentence)
             | Reason::TimedOut(sentence)
             | Reason::Failed(sentence) => f.write_str(sentence),
             Reason::OutOfRange { low, high, unit } => {

@@ -2,18 +2,19 @@
 
 use std::borrow::Cow;
 
-use super::draft;
 use super::judge::Judge;
 use super::network;
+use super::{bin, draft};
 use crate::inventory::{Flavor, Image, Instance};
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::{self, FlavorChange, State, Word};
 use crate::model::image;
+use crate::model::instance;
 use crate::model::keys::Keys;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
-use crate::model::record::{BinEntry, Draft, Expiry};
+use crate::model::record::{BinEntry, Draft};
 use crate::model::sharing::Status;
 
 /// What changed, in words.
@@ -71,6 +72,9 @@ pub(super) fn describe_instance(instance: &Instance, change: &InstanceChange) ->
         InstanceChange::RebootHard => words("reboot", "", "hard"),
         InstanceChange::ResetState => words("reset_state", "", "1"),
         InstanceChange::Restore => words("state", instance.observed().state.word(), "restored"),
+        InstanceChange::SettleBin => {
+            words("state", instance.observed().state.word(), instance::State::SoftDeleted.word())
+        }
         InstanceChange::ExpiresAt(at) => expires_at(record.bin.as_ref().map(|bin| &bin.entry), *at),
         InstanceChange::Metadata(key, text) => metadata(&record.metadata, key, text.as_ref()),
     }
@@ -172,6 +176,7 @@ pub(super) fn is_mirrored(change: &InstanceChange) -> bool {
         | InstanceChange::RebootHard
         | InstanceChange::ResetState
         | InstanceChange::Restore
+        | InstanceChange::SettleBin
         | InstanceChange::ExpiresAt(_) => false,
     }
 }
@@ -237,12 +242,13 @@ impl Judge<'_, '_> {
             InstanceChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
             InstanceChange::ExpiresAt(at) => {
                 if let Some(bin) = &mut record.bin {
-                    bin.entry.expiry = at.map(|at| Expiry { at, at_uptime: 0 });
+                    bin.entry.expiry = at.map(|at| bin::expiry(self.shared, self.now, at));
                 }
             }
             // These are operations.
             InstanceChange::State(_)
             | InstanceChange::Restore
+            | InstanceChange::SettleBin
             | InstanceChange::RebootSoft
             | InstanceChange::RebootHard
             | InstanceChange::ResetState => {}
@@ -269,38 +275,45 @@ impl Judge<'_, '_> {
     pub(super) fn image_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Image {
         draft::new_image(id, self.batch.next_number(), self.ownership_for(caller), self.now)
     }
-}
 
-/// Writes an attribute of an image that is nothing but a record.
-pub(super) fn record_image(image: &mut Image, change: &ImageChange) -> Result<(), Reason> {
-    let record = &mut image.record;
-    match change {
-        ImageChange::Name(name) => record.name.clone_from(name),
-        ImageChange::Description(text) => record.description.clone_from(text),
-        ImageChange::DiskFormat(format) => record.disk_format = Some(*format),
-        ImageChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
-        ImageChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
-        ImageChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
-        ImageChange::ImportFrom(source) => record.import_from.clone_from(source),
-        ImageChange::Visibility(wanted) => record.sharing.visibility = *wanted,
-        ImageChange::Share(project) => {
-            record.sharing.members.set(*project, Status::Pending)?;
-        }
-        ImageChange::Unshare(project) => record.sharing.members.remove(*project),
-        ImageChange::Member { project, status } => record.sharing.members.set(*project, *status)?,
-        ImageChange::DeleteProtection(value) => record.delete_protection = *value,
-        ImageChange::MinDiskBytes(bytes) => record.min_disk_bytes = *bytes,
-        ImageChange::MinMemoryBytes(bytes) => record.min_memory_bytes = *bytes,
-        ImageChange::Restore => record.bin = None,
-        ImageChange::ExpiresAt(at) => {
-            if let Some(entry) = &mut record.bin {
-                entry.expiry = at.map(|at| Expiry { at, at_uptime: 0 });
+    /// Writes an attribute of an image that is nothing but a record.
+    pub(super) fn record_image(&self, image: &mut Image, caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
+        let record = &mut image.record;
+        match change {
+            ImageChange::Name(name) => record.name.clone_from(name),
+            ImageChange::Description(text) => record.description.clone_from(text),
+            ImageChange::DiskFormat(format) => record.disk_format = Some(*format),
+            ImageChange::Owner(uid) => hand_over(&mut record.ownership, |ownership| ownership.owner = *uid),
+            ImageChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
+            ImageChange::Metadata(key, text) => set_metadata(&mut record.metadata, key, text.as_ref())?,
+            ImageChange::ImportFrom(source) => record.import_from.clone_from(source),
+            ImageChange::Visibility(wanted) => record.sharing.visibility = *wanted,
+            ImageChange::Share(project) => {
+                record.sharing.members.set(*project, Status::Pending)?;
             }
+            ImageChange::Unshare(project) => record.sharing.members.remove(*project),
+            ImageChange::Member { project, status } => record.sharing.members.set(*project, *status)?,
+            ImageChange::DeleteProtection(value) => record.delete_protection = *value,
+            ImageChange::MinDiskBytes(bytes) => record.min_disk_bytes = *bytes,
+            ImageChange::MinMemoryBytes(bytes) => record.min_memory_bytes = *bytes,
+            ImageChange::Restore => record.bin = None,
+            ImageChange::ExpiresAt(at) => {
+                if let Some(entry) = &mut record.bin {
+                    entry.expiry = at.map(|at| bin::expiry(self.shared, self.now, at));
+                }
+            }
+            ImageChange::State(image::Word::State(image::State::SoftDeleted)) => {
+                record.bin = Some(bin::entry(self.shared, caller, self.now));
+            }
+            ImageChange::State(image::Word::State(state)) => {
+                record.bin = None;
+                record.deactivated = *state == image::State::Deactivated;
+            }
+            // An operation.
+            ImageChange::State(image::Word::Deleted) => {}
         }
-        // Of these two words only the way out of use and back is a record.
-        ImageChange::State(word) => record.deactivated = *word == image::Word::State(image::State::Deactivated),
+        Ok(())
     }
-    Ok(())
 }
 
 /// Writes an attribute of a flavor.

@@ -88,6 +88,28 @@ pub fn find(log: &Path, number: u32) -> Option<Piece> {
     std::iter::once(current).chain(former).find(|piece| piece.number == number)
 }
 
+/// Removes a log that is ours and what virtlogd renamed it to; an absent one is success, and what is no file stays.
+pub fn remove(log: &Path) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (log.parent(), log.file_name().and_then(|name| name.to_str())) else {
+        return Ok(());
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let is_ours = entry.file_name().to_str().and_then(|other| other.strip_prefix(name)).is_some_and(|rest| {
+            let number = rest.strip_prefix('.');
+            rest.is_empty() || number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        });
+        if is_ours && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn suffixed(log: &Path) -> PathBuf {
     let mut path = log.as_os_str().to_owned();
     path.push(".0");

@@ -19,6 +19,7 @@ use super::reconcile::Reconciler;
 use super::recovery;
 use super::request::{Completion, Submission};
 use super::turn::EngineThread;
+use super::uptime::{Clock, Uptime};
 use crate::block::BlockBackend;
 use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
@@ -60,6 +61,10 @@ pub struct Settings {
     pub guest_group: Option<u32>,
     /// What may be imported.
     pub import: Policy,
+    /// How long what is moved into the bin is kept there; `None`: until somebody deletes it.
+    pub retention: Option<Duration>,
+    /// The clocks that say when that is over.
+    pub clock: Arc<dyn Clock>,
     /// How many drafts a user may have.
     pub drafts_per_user: usize,
     /// How long an unused console token holds.
@@ -83,6 +88,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) gate: Gate,
     pub(super) drafts: Drafts,
+    pub(super) uptime: Uptime,
     messages: Sender<Message>,
 }
 
@@ -128,7 +134,9 @@ impl Engine {
     /// has been filled before, from [`super::recovery::load`].
     pub fn start(parts: Parts, settings: Settings) -> Result<Arc<Engine>, StoreError> {
         let (messages, queue) = unbounded();
-        let shared = Arc::new(Shared { parts, settings, gate: Gate::default(), drafts: Drafts::default(), messages });
+        let uptime = Uptime::load(&parts.ledger, settings.clock.clone())?;
+        let (gate, drafts) = (Gate::default(), Drafts::default());
+        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, messages });
         let mut thread = EngineThread::new(shared.clone());
         if !shared.settings.read_only {
             for unfinished in recovery::unfinished(&shared)? {

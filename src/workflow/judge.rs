@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::apply::Words;
 use super::boot;
+use super::delete;
 use super::draft;
 use super::engine::Shared;
 use super::events::Entry;
@@ -183,6 +184,7 @@ impl Judge<'_, '_> {
         }
         if let Some(operation) = planned {
             let begun = self.begin(caller, S::CLASS, id, subject.ownership(), operation);
+            subject.enter(self, caller, &begun.record.operation);
             subject.claim(running(&begun));
             accepted.answer = Answer::Operation(begun.id);
             task = Some(begun);
@@ -330,6 +332,7 @@ impl Judge<'_, '_> {
                 network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())
             }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
+            Operation::Delete => delete::may_delete_instance(instance),
             Operation::Stop
             | Operation::Pause
             | Operation::Unpause
@@ -342,7 +345,6 @@ impl Judge<'_, '_> {
             | Operation::DiscardDraft
             | Operation::SoftDelete
             | Operation::Restore { .. }
-            | Operation::Delete
             | Operation::Shelve { .. }
             | Operation::Offload
             | Operation::Unshelve { .. }
@@ -459,6 +461,7 @@ pub(super) fn rank(change: &InstanceChange) -> u8 {
         InstanceChange::Name(_) => 3,
         InstanceChange::State(_)
         | InstanceChange::Restore
+        | InstanceChange::SettleBin
         | InstanceChange::RebootSoft
         | InstanceChange::RebootHard
         | InstanceChange::ResetState => 4,

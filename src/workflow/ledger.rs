@@ -63,6 +63,11 @@ impl Ledger {
         &self.inventory
     }
 
+    /// The stored value of a key that is no object's.
+    pub fn stored(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.store.get(key)?.map(|record| record.value))
+    }
+
     /// Runs `edit` on a batch, stores what it put, and makes everything visible at once. On an error nothing changed.
     /// A batch that put nothing costs no commit.
     pub fn transact<T>(&self, edit: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, StoreError> {

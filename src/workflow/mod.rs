@@ -11,6 +11,7 @@ mod commit;
 pub mod console_log;
 pub mod consoles;
 mod define_again;
+mod delete;
 mod draft;
 pub mod drafts_data;
 pub mod engine;
@@ -32,6 +33,7 @@ mod seed;
 mod shelve;
 mod subject;
 mod turn;
+pub mod uptime;
 
 pub use drafts_data::{DraftData, Writer};
 pub use engine::{Engine, Parts, Settings};

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
-use super::{bin, boot, commit, define_again, draft, import, power, reboot, reconfigure, shelve};
+use super::{bin, boot, commit, define_again, delete, draft, import, power, reboot, reconcile, reconfigure, shelve};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task};
 use crate::model::Class;
@@ -204,7 +204,7 @@ impl Run {
             Operation::DiscardDraft => draft::discard(self),
             Operation::SoftDelete => bin::soft_delete(self),
             Operation::Restore { state } => bin::restore(self, *state),
-            Operation::Delete => bin::delete(self),
+            Operation::Delete => delete::delete(self),
             Operation::Shelve { offload } => shelve::shelve(self, *offload),
             Operation::Offload => shelve::offload(self),
             Operation::Unshelve { start } => shelve::unshelve(self, *start),
@@ -359,6 +359,9 @@ impl Run {
             });
             if let (Some(Ending::Removed), class) = (&ending, class) {
                 batch.remove(class, object);
+                if class == Class::Instance {
+                    reconcile::forget(batch, object);
+                }
             } else if let Some(instance) = batch.instance(object) {
                 let mut instance = (*instance).clone();
                 if instance.record.operation == Some(id) {

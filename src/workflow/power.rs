@@ -119,7 +119,7 @@ pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
 }
 
 /// Guests whose CPUs stand still because of an error never hear of a shutdown.
-fn cannot_hear(domain: &Domain) -> bool {
+pub(super) fn cannot_hear(domain: &Domain) -> bool {
     match domain.power {
         PowerState::Crashed => true,
         PowerState::Paused => ["ioerror", "crashed", "watchdog"].contains(&domain.reason.as_str()),

@@ -26,9 +26,9 @@ use uuid::Uuid;
 
 use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
-use crate::store::{Store, StoreError};
+use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
-use crate::workflow::ledger::Ledger;
+use crate::workflow::ledger::{Batch, Ledger};
 
 use absorb::{Answers, Extent, Stamps};
 use addresses::{AGENT_THREADS, Schedules};
@@ -68,6 +68,12 @@ pub struct Settings {
     pub owner: u32,
     /// Observe only: nothing is mirrored into domains.
     pub read_only: bool,
+}
+
+/// Forgets what is kept beside the record of an instance that is gone.
+pub(super) fn forget(batch: &mut Batch<'_>, id: Uuid) {
+    batch.store(Change::Delete(definitions::key(id)));
+    batch.store(Change::Delete(mirror::key(id)));
 }
 
 /// What events ask for.

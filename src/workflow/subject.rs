@@ -5,14 +5,15 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::apply::{self, Words};
-use super::import;
 use super::judge::{Judge, rank};
 use super::ledger::Batch;
+use super::{bin, delete, import};
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask};
 use crate::model::Class;
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
 use crate::model::flavor::{self, FlavorChange};
+use crate::model::instance::reachable;
 use crate::model::reason::Reason;
 use crate::model::record::{Draft, ErrorHistory};
 use crate::model::task::Operation;
@@ -51,6 +52,8 @@ pub(super) trait Subject: Clone {
     fn traces(&mut self) -> Traces<'_>;
     /// What runs on it.
     fn task(&self) -> Option<&RunningTask>;
+    /// What an operation changes by being accepted.
+    fn enter(&mut self, _judge: &Judge<'_, '_>, _caller: &Caller, _operation: &Operation) {}
     /// An operation owns it from now on.
     fn claim(&mut self, task: RunningTask);
     /// Whether the hypervisor's metadata tells of this attribute.
@@ -108,6 +111,10 @@ impl Subject for Instance {
         self.task.as_ref()
     }
 
+    fn enter(&mut self, judge: &Judge<'_, '_>, caller: &Caller, operation: &Operation) {
+        bin::enter(self, operation, || bin::entry(judge.shared, caller, judge.now));
+    }
+
     fn claim(&mut self, task: RunningTask) {
         self.record.operation = Some(task.id);
         self.record.last_task = Some(task.id);
@@ -155,8 +162,8 @@ impl Subject for Image {
         apply::describe_image(self, change)
     }
 
-    fn record(&mut self, _judge: &Judge<'_, '_>, _caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
-        apply::record_image(self, change)
+    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
+        judge.record_image(self, caller, change)
     }
 
     fn traces(&mut self) -> Traces<'_> {
@@ -178,6 +185,11 @@ impl Subject for Image {
         match (operation, &self.record.import_from) {
             (Operation::ImportImage, Some(source)) => {
                 import::can_begin(source, &judge.shared.settings.import, self.data_bytes)
+            }
+            (Operation::Delete, _) => {
+                reachable(judge.unreachable.as_deref())?;
+                let file = judge.shared.image_path(self.id);
+                delete::may_delete_image(judge.shared.parts.ledger.inventory(), self, &file)
             }
             (_, Some(_) | None) => Ok(()),
         }

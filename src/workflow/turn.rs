@@ -180,7 +180,7 @@ impl EngineThread {
                 shared: &shared,
                 names: &mut self.names,
                 drafts: HashMap::new(),
-                now: now(),
+                now: shared.settings.clock.now(),
                 unreachable,
             };
             for message in messages {
@@ -254,7 +254,7 @@ impl EngineThread {
                 shared: &shared,
                 names: &mut self.names,
                 drafts: HashMap::new(),
-                now: now(),
+                now: shared.settings.clock.now(),
                 unreachable: None,
             };
             for (submission, reason) in &refused {

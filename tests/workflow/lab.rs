@@ -25,6 +25,7 @@ use instancefs::workflow::events::EventLog;
 use instancefs::workflow::ledger::Ledger;
 use instancefs::workflow::reconcile::{self, Reconciler};
 use instancefs::workflow::request::{Request, Submission, Wait};
+use instancefs::workflow::uptime::SystemClock;
 use instancefs::workflow::{self, Engine, Parts, Settings};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -32,6 +33,8 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How long the bin keeps.
+pub const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const IMAGE_BYTES: u64 = 1 << 30;
 
 pub fn root() -> Caller {
@@ -222,6 +225,8 @@ impl World {
             projects: vec![2000],
             guest_group: None,
             import: Policy::new(self.directory.path().join("import")),
+            retention: Some(RETENTION),
+            clock: Arc::new(SystemClock),
             drafts_per_user: 100,
             console_token_lifetime: DEADLINE,
         };

@@ -1,5 +1,6 @@
 //! The workflow room against the simulated hypervisor: requests, operations, failures, crashes.
 
+mod bin;
 mod boot;
 mod crash;
 mod image;

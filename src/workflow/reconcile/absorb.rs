@@ -8,14 +8,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{definitions, mirror};
 use crate::inventory::{Addresses, Instance, Object};
 use crate::model::Class;
 use crate::model::caller::{NO_PROJECT, Ownership};
 use crate::model::domain::{Domain, PowerState};
 use crate::model::protection::Protection;
 use crate::model::record::InstanceRecord;
-use crate::store::Change;
 use crate::workflow::events::Entry;
 use crate::workflow::ledger::{Batch, now};
 
@@ -154,6 +152,10 @@ fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &m
         } else if from != to {
             entries.push(entry(&after, "state", from, to));
         }
+        // Its state is the bin's whatever it does, but this nobody expects there.
+        if was_off && !is_off(domain) && after.record.bin.is_some() {
+            entries.push(entry(&after, "started", "", domain.power.word()));
+        }
         if past.is_some_and(|past| past.name != domain.name) {
             entries.push(entry(&after, "name", before.name(), &domain.name));
         }
@@ -166,13 +168,14 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, extent: Extent, entries: &mut 
     let ours_to_forget = record.draft.is_none()
         && record.operation.is_none()
         && record.disks.is_empty()
+        // The bin keeps what somebody put there until it is deleted for good.
+        && record.bin.is_none()
         && record.protection == Protection::default();
     if ours_to_forget {
         if extent == Extent::Everything {
             entries.push(entry(before, "disappeared", before.observed().state.word(), ""));
             batch.remove(Class::Instance, before.id);
-            batch.store(Change::Delete(definitions::key(before.id)));
-            batch.store(Change::Delete(mirror::key(before.id)));
+            super::forget(batch, before.id);
         }
         return;
     }
