@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Class;
+use super::change::ImageChange;
 use super::instance::State;
 use super::reconfiguration::Reconfiguration;
-use super::record::DiskRecord;
+use super::record::{DiskRecord, Draft};
 
 /// What an operation does; with its parameters, so that recovery needs nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,4 +340,61 @@ pub struct TaskRecord {
     pub message: String,
     /// The errno that a waiting writer got with [`TaskRecord::message`], 0 for none.
     pub errno: i32,
+    /// Present in a user's own task until it is told what to do; it has no object until then.
+    #[serde(default)]
+    pub draft: Option<Draft>,
+    /// What a user's own task was told, as he wrote it.
+    #[serde(default)]
+    pub spec: Option<String>,
+    /// Somebody asked it to give up.
+    #[serde(default)]
+    pub is_cancelled: bool,
+}
+
+impl TaskRecord {
+    /// The object that it made, once it has: others change what was there before.
+    pub fn result(&self) -> Option<(Class, Uuid)> {
+        let makes = match &self.operation {
+            Operation::Boot | Operation::Define | Operation::CommitImage | Operation::ImportImage => true,
+            Operation::Start
+            | Operation::Stop
+            | Operation::Pause
+            | Operation::Unpause
+            | Operation::Suspend
+            | Operation::Resume
+            | Operation::RebootSoft
+            | Operation::RebootHard
+            | Operation::Rename { .. }
+            | Operation::Reconfigure { .. }
+            | Operation::DiscardDraft
+            | Operation::SoftDelete
+            | Operation::Restore { .. }
+            | Operation::Delete
+            | Operation::Shelve { .. }
+            | Operation::Offload
+            | Operation::Unshelve { .. }
+            | Operation::DefineAgain => false,
+        };
+        (makes && self.state == TaskState::Success).then_some((self.class, self.object))
+    }
+}
+
+/// What can be written to a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskChange {
+    /// `cancel`.
+    Cancel,
+    /// `spec.json` of a user's own task.
+    Import(Box<Import>),
+}
+
+/// An import that a user's own task is told to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// An http(s) URL, or a path below the import directory.
+    pub source: String,
+    /// What the new image is to be like.
+    pub properties: Vec<ImageChange>,
+    /// The document as it was written.
+    pub document: String,
 }

@@ -1,6 +1,9 @@
 //! What an attribute is: one row of a table. Dispatch, permissions, `docs/abi/` and the test that the mounted tree and
 //! the document agree all come from these rows.
 
+use uuid::Uuid;
+
+use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
 use crate::tree::document;
@@ -58,6 +61,8 @@ pub enum Read<O> {
     Value(fn(&O) -> String),
     /// A value that may not exist: then neither does the file.
     Sometimes(fn(&O) -> Option<String>),
+    /// The path of an object in this tree, wherever it stands; empty for none.
+    Place(fn(&O) -> Option<(Class, Uuid)>),
     /// A symlink's target, if it exists.
     Link(fn(&O) -> Option<String>),
     /// Lines or a document, rendered as they are.
@@ -86,6 +91,8 @@ pub enum Write<C> {
     Data,
     /// A whole document, which is collected until it is complete.
     Document(fn(&str) -> Result<C, Reason>),
+    /// The same in JSON.
+    Json(fn(&[u8], &Resolver<'_>) -> Result<C, Reason>),
     /// A document that sets any of the object's values.
     Spec,
     /// The value of a file in this directory, with its name.
@@ -126,7 +133,7 @@ impl<O, C> Row<O, C> {
     /// How the documents written to it are told to be complete.
     pub fn document(&self) -> Option<document::Kind> {
         match self.write {
-            Write::Spec => Some(document::Kind::Json),
+            Write::Spec | Write::Json(_) => Some(document::Kind::Json),
             Write::Document(_) => Some(document::Kind::Text),
             Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => None,
         }
@@ -144,6 +151,7 @@ impl<O, C> Row<O, C> {
             Read::Nothing
             | Read::Value(_)
             | Read::Sometimes(_)
+            | Read::Place(_)
             | Read::Link(_)
             | Read::Document(_)
             | Read::Definition
@@ -151,6 +159,24 @@ impl<O, C> Row<O, C> {
             | Read::Data
             | Read::Console(_)
             | Read::Directory => Vec::new(),
+        }
+    }
+
+    /// The object whose path it reads, if that is what it reads.
+    pub fn place(&self, object: &O) -> Option<(Class, Uuid)> {
+        match &self.read {
+            Read::Place(place) => place(object),
+            Read::Nothing
+            | Read::Value(_)
+            | Read::Sometimes(_)
+            | Read::Link(_)
+            | Read::Document(_)
+            | Read::Definition
+            | Read::Stream
+            | Read::Data
+            | Read::Console(_)
+            | Read::Directory
+            | Read::Keys(_) => None,
         }
     }
 
@@ -166,7 +192,8 @@ impl<O, C> Row<O, C> {
             Read::Sometimes(render) => render(object).map(|value| value + "\n"),
             Read::Document(render) => Some(render(object)),
             Read::Nothing => Some(String::new()),
-            Read::Link(_)
+            Read::Place(_)
+            | Read::Link(_)
             | Read::Definition
             | Read::Stream
             | Read::Data

@@ -6,13 +6,22 @@ use super::attribute::Row;
 use super::names::Position;
 use super::node::{Directory, Node};
 use super::{Touched, fixed, flavor, image, instance, root, task, view};
-use crate::inventory::{Change, Instance, Inventory, Object};
+use crate::inventory::{Change, Instance, Inventory, Object, Task};
 use crate::model::Class;
 
 /// The files that read differently since a change. Symlinks and bulk data are not among them.
-pub fn touched(change: &Change) -> Vec<Touched> {
+pub fn touched(inventory: &Inventory, change: &Change) -> Vec<Touched> {
     match change {
-        Change::Object { old, new } => object(old.as_ref(), new.as_ref()),
+        Change::Object { old, new } => {
+            let mut touched = object(old.as_ref(), new.as_ref());
+            if let (Some(old), Some(new)) = (old, new)
+                && old.bin().is_some() != new.bin().is_some()
+            {
+                let tasks = inventory.tasks().into_iter().filter(|task| task.record.object == new.id());
+                touched.extend(tasks.flat_map(|task| naming(&task)));
+            }
+            touched
+        }
         Change::Health => vec![file(Directory::Root, root::HEALTH)],
         Change::Events(growth) => {
             let former = growth.former.map(|first| (root::EVENTS_OLD, first));
@@ -72,8 +81,15 @@ fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
     touched
 }
 
+/// The files of a task that say where its object stands.
+fn naming(task: &Arc<Task>) -> Vec<Touched> {
+    let rows = task::ROWS.iter().filter(|row| row.place(task).is_some());
+    rows.map(|row| place(&Object::Task(task.clone()), row.id, row.name)).collect()
+}
+
 fn rows<O, C>(rows: &[Row<O, C>], old: &O, new: &O, touched: impl Fn(&Row<O, C>) -> Touched) -> Vec<Touched> {
-    let values = rows.iter().filter(|row| row.render(old) != row.render(new)).map(&touched);
+    let values =
+        rows.iter().filter(|row| row.render(old) != row.render(new) || row.place(old) != row.place(new)).map(&touched);
     let keys = rows.iter().filter(|row| row.is_directory()).flat_map(|row| changed_keys(row, old, new, touched(row)));
     values.chain(keys).collect()
 }

@@ -5,11 +5,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::attribute::{Read, Row};
 use super::interface::Tree;
 use super::node::{Directory, Node};
 use super::rights::{self, Grant, Rights};
-use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task};
+use super::{
+    Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task, view,
+};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
@@ -121,6 +125,7 @@ impl Tree {
     pub(super) fn row_size<O, C>(&self, row: &Row<O, C>, value: &O, object: &Object) -> Option<u64> {
         match &row.read {
             Read::Link(target) => target(value).map(|target| target.len() as u64),
+            Read::Place(place) => Some(self.place(place(value)).len() as u64),
             Read::Definition => self.definition(object).map(|definition| definition.len() as u64),
             // Served piece by piece, see `Tree::piece`.
             Read::Stream => None,
@@ -144,6 +149,7 @@ impl Tree {
         match &row.read {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
             Read::Directory | Read::Keys(_) => Err(Reason::Malformed("this is a directory".into())),
+            Read::Place(place) => Ok(snapshot(&self.place(place(value)))),
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
             Read::Stream => Err(absent()),
             Read::Data => match self.draft_data(object) {
@@ -156,6 +162,15 @@ impl Tree {
                 row.render(value).map(|text| snapshot(&text)).ok_or_else(absent)
             }
         }
+    }
+
+    /// The path of an object, as a file reads it: where it stands, or where it stood when it was there.
+    fn place(&self, place: Option<(Class, Uuid)>) -> String {
+        let path = place.map(|(class, id)| match self.inventory.get(class, id) {
+            Some(object) => view::home_path(&object).display().to_string(),
+            None => format!("{}/{id}", class.directory()),
+        });
+        path.unwrap_or_default() + "\n"
     }
 
     /// The piece of the console log that a row's name stands for now, if there is one.
@@ -327,6 +342,7 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         Read::Nothing
         | Read::Value(_)
         | Read::Sometimes(_)
+        | Read::Place(_)
         | Read::Document(_)
         | Read::Definition
         | Read::Stream
@@ -343,6 +359,7 @@ fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
         Read::Sometimes(_) | Read::Console(_) => Caching::Nothing,
         Read::Nothing
         | Read::Value(_)
+        | Read::Place(_)
         | Read::Link(_)
         | Read::Document(_)
         | Read::Definition
@@ -359,6 +376,7 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         Read::Nothing
         | Read::Value(_)
         | Read::Sometimes(_)
+        | Read::Place(_)
         | Read::Document(_)
         | Read::Definition
         | Read::Stream

@@ -157,9 +157,7 @@ impl Tree {
     /// The names in a directory in which tools may make temporary files, which are told from misspelt names by them.
     pub(super) fn replaceable(&self, parent: Node) -> Option<Vec<String>> {
         match parent {
-            Node::Object(class @ (Class::Instance | Class::Image | Class::Flavor), _) => {
-                Some(rows_in(class, None).map(|(_, name)| name.to_owned()).collect())
-            }
+            Node::Object(class, _) => Some(rows_in(class, None).map(|(_, name)| name.to_owned()).collect()),
             Node::Attribute(class, _, row) if is_key_directory(class, row) => {
                 let object = self.object(parent)?;
                 Some(keys(&object, row).into_iter().map(|key| key.name).collect())

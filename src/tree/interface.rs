@@ -312,7 +312,7 @@ impl Interface for Tree {
     }
 
     fn refuse(&self, node: Node, caller: &Caller, reason: Reason, done: Completion) {
-        let object = self.object(node).map(|object| (object.class(), object.id()));
+        let object = self.object(node).map(|object| answerable(&object));
         let name = match node {
             Node::Attribute(class, _, row) => rows(class).find(|head| head.id == row).map(|head| head.name),
             _ => None,
@@ -347,9 +347,7 @@ impl Interface for Tree {
             return done(Err(Reason::NotFound(format!("{name:?} in this directory"))));
         };
         let object = self.object(node);
-        let (Node::Object(class @ (Class::Instance | Class::Image | Class::Flavor), number), Some(object)) =
-            (node, object)
-        else {
+        let (Node::Object(class, number), Some(object)) = (node, object) else {
             return done(Err(self.refusal(&caller, None, "rmdir", Reason::NotEmpty)));
         };
         let tree = self.clone();
@@ -476,7 +474,7 @@ impl Interface for Tree {
     }
 
     fn touched(&self, change: &Change) -> Vec<Touched> {
-        super::changes::touched(change)
+        super::changes::touched(&self.inventory, change)
     }
 
     fn moved(&self, change: &Change) -> Vec<(Class, u64, Position)> {
@@ -493,6 +491,14 @@ impl Interface for Tree {
 
     fn directory_path(&self, directory: Directory) -> PathBuf {
         fixed::path(directory)
+    }
+}
+
+/// The object whose `last_error` tells of a refusal: of a task that has begun, the one that it works on.
+fn answerable(object: &Object) -> (Class, Uuid) {
+    match object {
+        Object::Task(task) if task.record.draft.is_none() => (task.record.class, task.record.object),
+        Object::Task(_) | Object::Instance(_) | Object::Image(_) | Object::Flavor(_) => (object.class(), object.id()),
     }
 }
 
@@ -526,7 +532,7 @@ impl Tree {
         let Some(object) = self.object(file.node) else {
             return done(Err(Reason::NotFound("such object any more".into())));
         };
-        let identity = Some((object.class(), object.id()));
+        let identity = Some(answerable(&object));
         match write::request(self, file, &object, &caller, bytes) {
             Ok(Some((name, request))) => self.submit(caller, name, request, wait, done),
             Ok(None) => done(Ok(())),

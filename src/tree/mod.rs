@@ -19,6 +19,7 @@ pub mod interface;
 mod json;
 pub mod names;
 pub mod node;
+mod order;
 pub mod reference;
 mod rename;
 pub mod rights;

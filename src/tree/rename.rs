@@ -157,16 +157,17 @@ fn ask_image(id: Uuid, change: ImageChange) -> Move {
 /// What making a directory asks for, and the class and uuid of the draft.
 pub fn draft(parent: Node, file_name: &str) -> Result<(Class, Uuid, Request), Reason> {
     match parent {
-        Node::Directory(Directory::Class(Class::Task)) => Err(Reason::NotBuilt { what: "tasks of users" }),
-        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image))) => canonical_uuid(file_name)
-            .map(|id| (class, id, Request::MakeDraft { class, id }))
-            .ok_or_else(|| Reason::Malformed("name it by a lower-case uuid: mkdir $(uuidgen)".into())),
+        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image | Class::Task))) => {
+            canonical_uuid(file_name)
+                .map(|id| (class, id, Request::MakeDraft { class, id }))
+                .ok_or_else(|| Reason::Malformed("name it by a lower-case uuid: mkdir $(uuidgen)".into()))
+        }
         Node::Directory(Directory::Class(Class::Flavor)) => {
             let id = Uuid::new_v4();
             let name = flavor_name(file_name)?;
             Ok((Class::Flavor, id, Request::MakeFlavor { id, name }))
         }
-        _ => Err(Reason::Policy("directories can be made in instances, images and flavors only".into())),
+        _ => Err(Reason::Policy("directories can be made in instances, images, tasks and flavors only".into())),
     }
 }
 

@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 use super::attribute::{Row, Type, Write};
 use super::json;
 use super::reference::Resolver;
-use super::task::{self, TaskChange, TaskRow};
+use super::task::{self, TaskRow};
 use super::value::{escape, lines, malformed, text, unescape};
 use super::{flavor, image, instance};
 use crate::inventory::{Flavor, Image, Instance, RunningTask, Task};
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::FlavorChange;
 use crate::model::reason::Reason;
-use crate::model::task::Operation;
+use crate::model::task::{Operation, TaskChange};
 
 /// The key that is an order as much as a value.
 const STATE: &str = "state";
@@ -101,7 +101,7 @@ fn member<O: Specified>(row: &Row<O, O::Change>, object: &O) -> Option<Value> {
             Some(Value::Object(keys.collect()))
         }
         // A document is not shown within another one.
-        Write::Document(_) | Write::Never | Write::Spec | Write::Data | Write::Key(_) => None,
+        Write::Document(_) | Write::Json(_) | Write::Never | Write::Spec | Write::Data | Write::Key(_) => None,
     }
 }
 
@@ -134,10 +134,19 @@ fn value(kind: Type, text: &str) -> Value {
 
 /// What a document asks for. All that cannot be read in it is named at once.
 pub fn changes<O: Specified>(object: &O, document: &[u8], resolver: &Resolver<'_>) -> Result<Vec<O::Change>, Reason> {
+    of_members(object, json::object(document)?, resolver)
+}
+
+/// The same of a document that was read already.
+pub fn of_members<O: Specified>(
+    object: &O,
+    document: Map<String, Value>,
+    resolver: &Resolver<'_>,
+) -> Result<Vec<O::Change>, Reason> {
     let present = members(object);
     let mut changes = Vec::new();
     let mut refused = Vec::new();
-    for (key, value) in json::object(document)? {
+    for (key, value) in document {
         // What stands there already asks for nothing, whoever could not write it anew: an owner his own name, an image
         // that is gone since, root a lock that is the owner's. A state is always asked for: its operation is waited for.
         if key != STATE && present.get(&key) == Some(&value) {
@@ -186,7 +195,7 @@ fn change<O: Specified>(key: &str, value: &Value, resolver: &Resolver<'_>) -> Re
             Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => Err(malformed("write a string")),
         },
         Write::Change(_) => Err(malformed("this is a verb; write it to its own file")),
-        Write::Never | Write::Spec | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {
+        Write::Never | Write::Spec | Write::Json(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {
             Err(malformed("a document cannot set this"))
         }
     }

@@ -10,10 +10,11 @@ use super::spec::{self, Specified};
 use super::value::{lines, malformed, text};
 use super::{Data, FindCompletion, Node, OpenFile, ReadCompletion, directory};
 use crate::image::extent::Find;
-use crate::inventory::{Image, Object};
+use crate::inventory::{Image, Object, Task};
 use crate::model::Class;
 use crate::model::caller::{Caller, Role};
 use crate::model::reason::Reason;
+use crate::model::task::TaskChange;
 use crate::workflow::drafts_data::Writer;
 use crate::workflow::request::{Completion, Request};
 
@@ -42,12 +43,17 @@ pub fn request(
             Ok(asked.changes(flavor.as_ref())?.map(|(name, changes)| (name, Request::Flavor { id, changes })))
         }
         Object::Task(task) => {
-            let changes = asked.changes(task.as_ref())?.map(|(_, changes)| changes).unwrap_or_default();
-            match changes.into_iter().next() {
-                Some(change) => match change {},
-                None => Ok(None),
-            }
+            let asks = asked.changes(task.as_ref())?;
+            Ok(asks.and_then(|(name, changes)| Some((name, of_task(task, changes.into_iter().next()?)))))
         }
+    }
+}
+
+fn of_task(task: &Task, change: TaskChange) -> Request {
+    let (id, class, object) = (task.id, task.record.class, task.record.object);
+    match change {
+        TaskChange::Cancel => Request::Cancel { id, class, object },
+        TaskChange::Import(import) => Request::Import { id, import },
     }
 }
 
@@ -132,6 +138,7 @@ impl Asked<'_> {
                 let text = std::str::from_utf8(self.bytes).map_err(|_| malformed("this is no UTF-8 text"))?;
                 return parse(text).map(|change| Some(vec![change]));
             }
+            Write::Json(parse) => return parse(self.bytes, &resolver).map(|change| Some(vec![change])),
             Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {}
         }
         let value = if row.kind == Type::Groups { lines(self.bytes) } else { text(self.bytes) }?;
@@ -146,7 +153,13 @@ impl Asked<'_> {
                 write(&key.name, value, &resolver)
             }
             (
-                Write::Never | Write::Data | Write::Document(_) | Write::Spec | Write::Key(_) | Write::FreeKey { .. },
+                Write::Never
+                | Write::Data
+                | Write::Document(_)
+                | Write::Json(_)
+                | Write::Spec
+                | Write::Key(_)
+                | Write::FreeKey { .. },
                 _,
             ) => Err(Reason::ReadOnlyAttribute),
         };

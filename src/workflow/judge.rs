@@ -15,6 +15,7 @@ use super::engine::Shared;
 use super::events::Entry;
 use super::ledger::Batch;
 use super::network;
+use super::orders::may_write;
 use super::request::{DOCUMENT, Request};
 use super::subject::Subject;
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
@@ -80,6 +81,8 @@ impl Judge<'_, '_> {
             Request::Instance { id, changes } => self.change::<Instance>(caller, file, *id, changes),
             Request::Image { id, changes } => self.change::<Image>(caller, file, *id, changes),
             Request::Flavor { id, changes } => self.change::<Flavor>(caller, file, *id, changes),
+            Request::Import { id, import } => self.import(caller, file, *id, import),
+            Request::Cancel { id, class, object } => self.cancel(caller, *id, *class, *object),
             Request::MakeFlavor { id, name } => self.make_flavor(caller, *id, name),
             Request::MakeDraft { class, id } => self.make_draft(caller, *class, *id),
             Request::DiscardUnwritten { class, id } => self.discard_unwritten(caller, *class, *id),
@@ -107,17 +110,36 @@ impl Judge<'_, '_> {
                 self.batch.show(Object::Flavor(Arc::new(flavor)));
                 true
             }
+            // Of one that has begun the message tells how that went.
+            Some(Object::Task(task)) if task.record.draft.is_some() => {
+                let mut task = (*task).clone();
+                task.record.message = line.reason;
+                self.batch.show(Object::Task(Arc::new(task)));
+                true
+            }
             Some(Object::Task(_)) | None => false,
         }
     }
 
-    /// Applies a change set as a whole, or refuses it as a whole.
     fn change<S: Subject>(
         &mut self,
         caller: &Caller,
         file: &str,
         id: Uuid,
         changes: &[S::Change],
+    ) -> Result<Accepted, Reason> {
+        self.change_as::<S>(caller, file, id, changes, None)
+    }
+
+    /// Applies a change set as a whole, or refuses it as a whole. What it begins is begun as `order`, a user's own task,
+    /// if there is one.
+    pub(super) fn change_as<S: Subject>(
+        &mut self,
+        caller: &Caller,
+        file: &str,
+        id: Uuid,
+        changes: &[S::Change],
+        order: Option<Task>,
     ) -> Result<Accepted, Reason> {
         let missing = || Reason::NotFound(format!("{} {id}", S::CLASS.noun()));
         let mut subject = (*S::get(self.batch, id).ok_or_else(missing)?).clone();
@@ -183,7 +205,10 @@ impl Judge<'_, '_> {
             return Ok(accepted);
         }
         if let Some(operation) = planned {
-            let begun = self.begin(caller, S::CLASS, id, subject.ownership(), operation);
+            let begun = match order {
+                Some(order) => order,
+                None => self.begin(caller, S::CLASS, id, subject.ownership(), operation),
+            };
             subject.enter(self, caller, &begun.record.operation);
             subject.claim(running(&begun));
             accepted.answer = Answer::Operation(begun.id);
@@ -241,7 +266,7 @@ impl Judge<'_, '_> {
         let object = match class {
             Class::Instance => Object::Instance(Arc::new(self.instance_draft(caller, id))),
             Class::Image => Object::Image(Arc::new(self.image_draft(caller, id))),
-            Class::Task => return Err(Reason::NotBuilt { what: "tasks of your own" }),
+            Class::Task => Object::Task(Arc::new(self.task_draft(caller, id))),
             Class::Flavor => return Err(Reason::Policy("a flavor is made by its name".to_owned())),
         };
         self.batch.put(object);
@@ -285,7 +310,13 @@ impl Judge<'_, '_> {
                 let entries = vec![entry(class, id, &flavor.record.name, caller, told)];
                 return Ok(Accepted { entries, ..Accepted::default() });
             }
-            Object::Task(_) => return Err(Reason::NotEmpty),
+            Object::Task(task) => {
+                may_write(&task, caller)?;
+                if task.record.draft.is_none() {
+                    return Err(Reason::NotEmpty);
+                }
+                (task.record.owner, String::new())
+            }
         };
         self.batch.remove(class, id);
         let count = self.count_drafts(owner);
@@ -308,7 +339,8 @@ impl Judge<'_, '_> {
         let instances = inventory.instances();
         let images = inventory.images();
         let count = instances.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
-            + images.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count();
+            + images.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
+            + inventory.tasks().iter().filter(|task| task.record.draft.is_some() && task.record.owner == uid).count();
         self.drafts.insert(uid, count);
         count
     }
@@ -362,7 +394,7 @@ impl Judge<'_, '_> {
         }
     }
 
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         caller: &Caller,
         class: Class,
@@ -386,6 +418,9 @@ impl Judge<'_, '_> {
             ended_at: None,
             message: String::new(),
             errno: 0,
+            draft: None,
+            spec: None,
+            is_cancelled: false,
         };
         Task { id: Uuid::new_v4(), record }
     }
@@ -478,7 +513,7 @@ fn whole(file: &str, mut refused: Vec<(Cow<'static, str>, Reason)>) -> Option<Re
     if refused.is_empty() { None } else { Some(refused.remove(0).1) }
 }
 
-fn entry(class: Class, id: Uuid, name: &str, caller: &Caller, told: Words) -> Entry {
+pub(super) fn entry(class: Class, id: Uuid, name: &str, caller: &Caller, told: Words) -> Entry {
     Entry {
         class: Some(class),
         id: Some(id),

@@ -239,6 +239,13 @@ impl Batch<'_> {
         }
     }
 
+    /// Takes back an object that this batch has put and nothing had before.
+    pub(super) fn withdraw(&mut self, class: Class, id: Uuid) {
+        self.staged.remove(&(class, id));
+        self.saves.remove(&(class, id));
+        self.order.retain(|place| *place != (class, id));
+    }
+
     /// Stores a value that is no object, such as a definition.
     pub fn store(&mut self, change: Change) {
         self.extra.push(change);

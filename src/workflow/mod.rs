@@ -23,6 +23,7 @@ mod judge;
 pub mod ledger;
 mod network;
 mod operation;
+mod orders;
 mod power;
 mod reboot;
 pub mod reconcile;

@@ -23,6 +23,9 @@ use crate::model::task::{Operation, StepState, TaskState};
 /// An edit of a batch that can be tried again.
 pub(super) type Edit = Arc<dyn Fn(&mut Batch<'_>) + Send + Sync>;
 
+/// The message of an operation that was asked to give up and did not.
+const TOO_LATE: &str = "it was asked to give up too late: it had come so far that only the way to its end was left";
+
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
@@ -318,7 +321,7 @@ impl Run {
             Outcome::Done(_) => (TaskState::Success, Ok(())),
             Outcome::Failed(reason) => (TaskState::Failure, Err(reason.clone())),
             Outcome::Cancelled => {
-                (TaskState::Cancelled, Err(Reason::Failed("given up by reset_state; look at state".to_owned())))
+                (TaskState::Cancelled, Err(Reason::Failed("given up on request; look at state".to_owned())))
             }
         };
         let (id, class, object) = (self.id, self.class, self.object);
@@ -327,18 +330,25 @@ impl Run {
         let reason = result.clone().err();
         let name = self.name();
         let cancelled = matches!(outcome, Outcome::Cancelled);
+        let was_asked = self.cancel.load(Ordering::Acquire);
         let ending = match outcome {
             Outcome::Done(ending) => Some(ending),
             Outcome::Failed(_) | Outcome::Cancelled => None,
         };
         let edit = move |batch: &mut Batch<'_>| {
             let now = now();
+            let mut forgets_crash = false;
             if let Some(task) = batch.task(id) {
                 let mut task = (*task).clone();
                 let record = &mut task.record;
                 record.state = state;
                 record.ended_at = Some(now);
-                record.message = reason.as_ref().map(Reason::to_string).unwrap_or_default();
+                forgets_crash = cancelled && !record.is_cancelled;
+                record.message = match &reason {
+                    Some(reason) => reason.to_string(),
+                    None if was_asked => TOO_LATE.to_owned(),
+                    None => String::new(),
+                };
                 record.errno = reason.as_ref().map_or(0, Reason::errno);
                 if state == TaskState::Success {
                     record.progress = 100;
@@ -371,7 +381,8 @@ impl Run {
                 if let Some(Ending::Instance(change)) = &ending {
                     change(&mut instance);
                 }
-                if cancelled {
+                // Which is reset_state's; a task's `cancel` leaves it.
+                if forgets_crash {
                     instance.record.crashed = power::acknowledged(instance.domain.as_ref());
                 }
                 instance.record.updated_at = now;

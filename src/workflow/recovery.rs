@@ -65,7 +65,8 @@ fn read<T: DeserializeOwned>(store: &dyn Store, class: Class) -> Result<Vec<(Uui
 /// The operations to run again. One whose object is gone, or owned by another operation, is ended here.
 pub(super) fn unfinished(shared: &Shared) -> Result<Vec<Arc<Task>>, StoreError> {
     let ledger = &shared.parts.ledger;
-    let tasks: Vec<_> = ledger.inventory().tasks().into_iter().filter(|task| !task.record.state.is_final()).collect();
+    let is_unfinished = |task: &Arc<Task>| !task.record.state.is_final() && task.record.draft.is_none();
+    let tasks: Vec<_> = ledger.inventory().tasks().into_iter().filter(is_unfinished).collect();
     let (owners, orphans): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| {
         let owner = match ledger.inventory().get(task.record.class, task.record.object) {
             Some(Object::Instance(instance)) => instance.record.operation,

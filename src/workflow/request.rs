@@ -7,6 +7,7 @@ use crate::model::caller::Caller;
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::FlavorChange;
 use crate::model::reason::Reason;
+use crate::model::task::Import;
 
 /// The file whose change sets are whole documents: what is wrong with one is said key by key.
 pub const DOCUMENT: &str = "spec.json";
@@ -47,6 +48,22 @@ pub enum Request {
         /// The change set.
         changes: Vec<FlavorChange>,
     },
+    /// Tell a user's own task to import an image.
+    Import {
+        /// The task.
+        id: Uuid,
+        /// What, and from where.
+        import: Box<Import>,
+    },
+    /// Ask an operation to give up.
+    Cancel {
+        /// Its task.
+        id: Uuid,
+        /// The class of the object that it works on.
+        class: Class,
+        /// That object.
+        object: Uuid,
+    },
     /// mkdir: a new flavor draft, by root.
     MakeFlavor {
         /// Its key in the store.
@@ -56,14 +73,14 @@ pub enum Request {
     },
     /// mkdir: a new draft of this uuid, owned by the caller.
     MakeDraft {
-        /// Instance or image.
+        /// Instance, image or task.
         class: Class,
         /// The uuid that the client chose.
         id: Uuid,
     },
     /// rmdir: discard a draft into which no write ever succeeded; anything else is `ENOTEMPTY`.
     DiscardUnwritten {
-        /// Instance, image or flavor.
+        /// Instance, image, flavor or task.
         class: Class,
         /// Which.
         id: Uuid,
@@ -77,6 +94,8 @@ impl Request {
             Request::Instance { id, .. } => Some((Class::Instance, *id)),
             Request::Image { id, .. } => Some((Class::Image, *id)),
             Request::Flavor { id, .. } => Some((Class::Flavor, *id)),
+            Request::Import { id, .. } => Some((Class::Task, *id)),
+            Request::Cancel { class, object, .. } => Some((*class, *object)),
             Request::DiscardUnwritten { class, id } => Some((*class, *id)),
             Request::MakeDraft { .. } | Request::MakeFlavor { .. } => None,
         }

@@ -17,7 +17,7 @@ use super::engine::{Message, Shared, line, refusal, remember_for_caller};
 use super::judge::{Accepted, Answer, Judge, Names};
 use super::ledger::now;
 use super::operation::{Fault, Run};
-use super::request::{Completion, Submission, Wait};
+use super::request::{Completion, Request, Submission, Wait};
 use super::{power, recovery};
 use crate::hypervisor::HypervisorError;
 use crate::inventory::{Object, Task};
@@ -304,6 +304,20 @@ impl EngineThread {
             self.shared.gate.wake();
         }
         let waits = submission.wait == Wait::Settle;
+        let submission = match submission.request {
+            // Whatever comes of the operation now, it was asked to give up.
+            Request::Cancel { .. } => {
+                let done = submission.done;
+                Submission { done: Box::new(move |_outcome| done(Ok(()))), ..submission }
+            }
+            Request::Instance { .. }
+            | Request::Image { .. }
+            | Request::Flavor { .. }
+            | Request::Import { .. }
+            | Request::MakeFlavor { .. }
+            | Request::MakeDraft { .. }
+            | Request::DiscardUnwritten { .. } => submission,
+        };
         let (id, cancels) = match answer {
             Answer::Now => return (submission.done)(Ok(())),
             Answer::Look(id) => return self.look(id, waits, submission.done),
@@ -367,7 +381,8 @@ impl EngineThread {
     }
 
     fn enlist(&mut self, task: &Task, deadline: Instant) {
-        let cancel = Arc::new(AtomicBool::new(false));
+        // One that was cancelled in an earlier life is still to give up.
+        let cancel = Arc::new(AtomicBool::new(task.record.is_cancelled));
         self.running.insert(task.id, Running { deadline, waiters: Vec::new(), cancel });
     }
 
