@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 pub use crate::model::domain::{DefinedDisk, Definition};
 use crate::model::network::Network;
-pub use edit::with_hardware;
+pub use edit::{with_hardware, with_operation};
 pub use new_domain::{BackingImage, NewDomain, mac_address};
 
 /// The namespace of our element in a domain's `<metadata>`.

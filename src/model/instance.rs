@@ -175,6 +175,7 @@ pub fn observe(record: &InstanceRecord, domain: Option<&Domain>) -> Observed {
             Some(reason) if reason != CRASH_ACKNOWLEDGED => observed(State::Error, reason),
             None if domain.reason == "crashed" => observed(State::Error, "crashed"),
             Some(_) | None if domain.has_managed_save => observed(State::Suspended, "saved"),
+            Some(_) | None if record.undefined.is_some() => observed(State::Stopped, UNDEFINED_OUTSIDE),
             Some(_) | None => observed(State::Stopped, &domain.reason),
         },
     }
@@ -227,11 +228,10 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> 
     if current.is_some_and(|state| satisfies(state, word)) {
         return Ok(Verdict::AlreadyTrue);
     }
-    let action = match word {
+    match word {
         Word::State(State::Draft | State::Building | State::Resized | State::Error) => {
             return Err(Reason::Malformed(format!("{} cannot be asked for; it happens", word.word())));
         }
-        Word::State(State::SoftDeleted) | Word::Deleted => Action::Delete,
         Word::State(
             State::Active
             | State::Paused
@@ -239,10 +239,12 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Verdict, Reason> 
             | State::Stopped
             | State::Rescued
             | State::Shelved
-            | State::ShelvedOffloaded,
-        ) => Action::Change,
-    };
-    situation.protection.check(action, situation.role)?;
+            | State::ShelvedOffloaded
+            | State::SoftDeleted,
+        )
+        | Word::Deleted => {}
+    }
+    situation.protection.check(action(situation, word), situation.role)?;
     match (word, situation.state) {
         (Word::Deleted, State::Draft) => {}
         (Word::Deleted, State::SoftDeleted) => reachable(situation.unreachable)?,
@@ -266,14 +268,19 @@ pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
         .into_iter()
         .filter(|word| {
             let allowed = situation.task.is_none() && built(*word).is_ok() && possible(situation, *word).is_some();
-            let action = match word {
-                Word::Deleted | Word::State(State::SoftDeleted) => Action::Delete,
-                Word::State(_) => Action::Change,
-            };
-            allowed && situation.protection.check(action, situation.role).is_ok()
+            allowed && situation.protection.check(action(situation, *word), situation.role).is_ok()
         })
         .map(Word::word)
         .collect()
+}
+
+/// What protection has to say about a word.
+fn action(situation: &Situation<'_>, word: Word) -> Action {
+    match (word, possible(situation, word)) {
+        (Word::Deleted | Word::State(State::SoftDeleted), _) => Action::Delete,
+        (Word::State(_), Some(Operation::DefineAgain)) => Action::DefineAgain,
+        (Word::State(_), _) => Action::Change,
+    }
 }
 
 /// Who is neither owner, member nor root has no business here.

@@ -48,6 +48,8 @@ pub enum Action {
     Unlock,
     /// Lock it, or change the lock's reason.
     Lock,
+    /// Define it again as it was: no change, and what protection is for.
+    DefineAgain,
 }
 
 /// The same question of an image, which has no lock: whether it may be deleted in any way, by anybody.
@@ -56,6 +58,11 @@ pub fn check_deletion(delete_protection: bool) -> Result<(), Reason> {
 }
 
 impl Protection {
+    /// Whether there is any.
+    pub fn protects(&self) -> bool {
+        self.lock.is_some() || self.disable_terminate
+    }
+
     /// The one judge: whether protection lets the action happen. Root is bound like everybody.
     pub fn check(&self, action: Action, role: Role) -> Result<(), Reason> {
         match (action, &self.lock) {
@@ -66,7 +73,7 @@ impl Protection {
                 (Level::Owner, _) | (Level::Admin, Role::Root | Role::Mounter) => Ok(()),
                 (Level::Admin, Role::Owner | Role::Member | Role::Stranger) => Err(Reason::AdminLock(lock.clone())),
             },
-            (Action::Unlock | Action::Lock, None) => Ok(()),
+            (Action::Unlock | Action::Lock, None) | (Action::DefineAgain, _) => Ok(()),
         }
     }
 }

@@ -156,6 +156,29 @@ pub struct ShelfCopy {
     pub sha512: String,
 }
 
+/// What became of a domain that is not defined any more, or was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undefined {
+    /// Unix seconds when it was noticed.
+    pub at: u64,
+    /// How its definition went.
+    pub departure: Departure,
+    /// It had saved memory, which went with the definition.
+    pub had_saved_memory: bool,
+}
+
+/// How a definition went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Departure {
+    /// The hypervisor told us that it was undefined.
+    Told,
+    /// It was not there when we looked: who undefined it, and why, is not known.
+    Missing,
+    /// It lives on under another name or on another host, which owns the disks now.
+    Moved,
+}
+
 /// The value of [`InstanceRecord::crashed`] that says: the crash that the hypervisor reports is no error any more. It
 /// holds until the guest runs again.
 pub const CRASH_ACKNOWLEDGED: &str = "";
@@ -231,6 +254,9 @@ pub struct InstanceRecord {
     /// Present while something of it is on the shelf.
     #[serde(default)]
     pub shelf: Option<Shelf>,
+    /// Its domain was undefined outside; stays after it was defined again, until something else happens to it.
+    #[serde(default)]
+    pub undefined: Option<Undefined>,
 }
 
 impl InstanceRecord {
@@ -269,6 +295,7 @@ impl InstanceRecord {
             user_data: None,
             bin: None,
             shelf: None,
+            undefined: None,
         }
     }
 }

@@ -16,10 +16,10 @@ use super::gate::Gate;
 use super::ledger::{Ledger, now};
 use super::operation::{Edit, Fault};
 use super::reconcile::Reconciler;
-use super::recovery;
 use super::request::{Completion, Submission};
 use super::turn::EngineThread;
 use super::uptime::{Clock, Uptime};
+use super::{protector, recovery};
 use crate::block::BlockBackend;
 use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
@@ -98,6 +98,15 @@ impl Shared {
         let _ended = self.messages.send(message);
     }
 
+    /// Takes a request; returns at once.
+    pub(super) fn submit(&self, submission: Submission) {
+        if let Err(error) = self.messages.send(Message::Submit(submission))
+            && let Message::Submit(submission) = error.into_inner()
+        {
+            (submission.done)(Err(Fault::Stopped.reason()));
+        }
+    }
+
     /// Has the engine's thread store an edit, together with whatever else is queued. Returns when it is durable.
     pub(super) fn edit(&self, edit: Edit) -> Result<(), Fault> {
         if self.gate.stopping() {
@@ -158,6 +167,9 @@ impl Engine {
             );
             started.map_err(|error| log::error!("there are no consoles: {error}")).ok()
         };
+        if !shared.settings.read_only {
+            protector::start(&shared);
+        }
         Ok(Arc::new(Engine { shared, consoles, thread: Mutex::new(Some(handle)) }))
     }
 
@@ -182,11 +194,7 @@ impl Engine {
 
     /// Takes a request; returns at once.
     pub fn submit(&self, submission: Submission) {
-        if let Err(error) = self.shared.messages.send(Message::Submit(submission))
-            && let Message::Submit(submission) = error.into_inner()
-        {
-            (submission.done)(Err(Fault::Stopped.reason()));
-        }
+        self.shared.submit(submission);
     }
 
     /// Remembers a refusal that the tree gave without asking here: for the object, or else for the caller. Returns at

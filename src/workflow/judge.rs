@@ -8,16 +8,14 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::apply::Words;
-use super::boot;
-use super::delete;
 use super::draft;
 use super::engine::Shared;
 use super::events::Entry;
 use super::ledger::Batch;
-use super::network;
 use super::orders::may_write;
 use super::request::{DOCUMENT, Request};
 use super::subject::Subject;
+use super::{boot, define_again, delete, network};
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
 use crate::model::Class;
 use crate::model::caller::{Caller, NO_PROJECT, Ownership};
@@ -86,6 +84,7 @@ impl Judge<'_, '_> {
             Request::MakeFlavor { id, name } => self.make_flavor(caller, *id, name),
             Request::MakeDraft { class, id } => self.make_draft(caller, *class, *id),
             Request::DiscardUnwritten { class, id } => self.discard_unwritten(caller, *class, *id),
+            Request::DefineAgain { id } => self.define_again(caller, *id),
         }
     }
 
@@ -365,6 +364,10 @@ impl Judge<'_, '_> {
             }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
             Operation::Delete => delete::may_delete_instance(instance),
+            Operation::DefineAgain => {
+                define_again::can_be(instance)?;
+                self.name_is_free(&instance.record.name, instance.id)
+            }
             Operation::Stop
             | Operation::Pause
             | Operation::Unpause
@@ -379,8 +382,7 @@ impl Judge<'_, '_> {
             | Operation::Restore { .. }
             | Operation::Shelve { .. }
             | Operation::Offload
-            | Operation::Unshelve { .. }
-            | Operation::DefineAgain => Ok(()),
+            | Operation::Unshelve { .. } => Ok(()),
         }
     }
 
@@ -449,7 +451,7 @@ fn joined(planned: Option<&Operation>, operation: Operation) -> Result<Operation
 /// The name that an operation will give to an instance.
 pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) -> Option<&'a str> {
     match operation {
-        Operation::Boot | Operation::Define => Some(&instance.record.name),
+        Operation::Boot | Operation::Define | Operation::DefineAgain => Some(&instance.record.name),
         Operation::Rename { to, .. } => Some(to),
         Operation::Start
         | Operation::Stop
@@ -467,8 +469,7 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
         | Operation::Delete
         | Operation::Shelve { .. }
         | Operation::Offload
-        | Operation::Unshelve { .. }
-        | Operation::DefineAgain => None,
+        | Operation::Unshelve { .. } => None,
         Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| wanted_name(instance, then)),
     }
 }

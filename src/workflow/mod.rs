@@ -25,6 +25,7 @@ mod network;
 mod operation;
 mod orders;
 mod power;
+mod protector;
 mod reboot;
 pub mod reconcile;
 mod reconfigure;

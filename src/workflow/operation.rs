@@ -378,6 +378,12 @@ impl Run {
                     instance.record.operation = None;
                     instance.task = None;
                 }
+                if line.is_none() {
+                    instance.record.errors.current = false;
+                    if instance.domain.as_ref().is_some_and(|domain| domain.persistent) {
+                        instance.record.undefined = None;
+                    }
+                }
                 if let Some(Ending::Instance(change)) = &ending {
                     change(&mut instance);
                 }
@@ -386,9 +392,8 @@ impl Run {
                     instance.record.crashed = power::acknowledged(instance.domain.as_ref());
                 }
                 instance.record.updated_at = now;
-                match line {
-                    Some(line) => instance.record.errors.push(line),
-                    None => instance.record.errors.current = false,
+                if let Some(line) = line {
+                    instance.record.errors.push(line);
                 }
                 batch.put(Object::Instance(Arc::new(instance)));
             } else if let Some(image) = batch.image(object) {
@@ -415,6 +420,7 @@ impl Run {
         }
         match self.operation {
             Operation::Boot | Operation::Define if result.is_ok() => self.shared.parts.reconciler.mirror(object),
+            Operation::DefineAgain => self.shared.parts.reconciler.mirror_anew(object),
             _ => {}
         }
         let failure = result.as_ref().err();

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
+use crate::model::record::Departure;
 use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Batch, Ledger};
@@ -80,6 +81,7 @@ pub(super) fn forget(batch: &mut Batch<'_>, id: Uuid) {
 #[derive(Default)]
 struct Pending {
     changed: BTreeSet<Uuid>,
+    departed: Vec<(Uuid, Departure)>,
     /// The connection came back: everything may have changed.
     connected: bool,
 }
@@ -89,6 +91,8 @@ struct Pending {
 struct Details {
     fetch: BTreeSet<Uuid>,
     mirror: BTreeSet<Uuid>,
+    /// What was mirrored into these is not known any more.
+    forget: BTreeSet<Uuid>,
 }
 
 /// See the module.
@@ -242,6 +246,16 @@ impl Reconciler {
         self.details_wake.notify_all();
     }
 
+    /// Has everything mirrored again into a domain that was defined from its definition last seen, which may be older
+    /// than what was mirrored last.
+    pub fn mirror_anew(&self, id: Uuid) {
+        let mut details = self.details.lock();
+        details.forget.insert(id);
+        details.mirror.insert(id);
+        drop(details);
+        self.details_wake.notify_all();
+    }
+
     /// Health of the announcer, which only its keeper knows.
     pub fn set_announcer(&self, part: Part) {
         self.board.set_announcer(part);
@@ -349,7 +363,11 @@ impl Reconciler {
             let mut pending = self.pending.lock();
             for event in std::iter::once(first).chain(incoming.try_iter().take(BURST * BURST)) {
                 match event {
-                    hypervisor::Event::Changed(uuid) | hypervisor::Event::Undefined { uuid, kept: _ } => {
+                    hypervisor::Event::Changed(uuid) => {
+                        pending.changed.insert(uuid);
+                    }
+                    hypervisor::Event::Undefined { uuid, kept } => {
+                        pending.departed.push((uuid, if kept { Departure::Moved } else { Departure::Told }));
                         pending.changed.insert(uuid);
                     }
                     hypervisor::Event::Rebooted(uuid) => {
@@ -380,8 +398,13 @@ impl Reconciler {
             while !self.stopping() && pending.changed.is_empty() && !pending.connected && Instant::now() < next_pass {
                 self.pending_wake.wait_until(&mut pending, next_pass);
             }
-            let Pending { changed, connected } = std::mem::take(&mut *pending);
+            let Pending { changed, departed, connected } = std::mem::take(&mut *pending);
             drop(pending);
+            if !departed.is_empty() {
+                let serial = self.next_question.load(Ordering::Relaxed);
+                let mut stamps = self.stamps.lock();
+                departed.into_iter().for_each(|(id, departure)| stamps.departed(id, departure, serial));
+            }
             if self.stopping() {
                 return;
             }
@@ -433,6 +456,9 @@ impl Reconciler {
                 return;
             }
             let mirror = std::mem::take(&mut details.mirror);
+            for id in std::mem::take(&mut details.forget) {
+                mirrors.remove(&id);
+            }
             let mut fetch = Vec::new();
             while fetch.len() < DEFINITIONS_PER_TRANSACTION
                 && let Some(id) = details.fetch.pop_first()

@@ -78,6 +78,12 @@ pub enum Request {
         /// The uuid that the client chose.
         id: Uuid,
     },
+    /// The daemon's own: define a protected domain again that somebody undefined outside. Refused if that is not so (any
+    /// more).
+    DefineAgain {
+        /// Which instance.
+        id: Uuid,
+    },
     /// rmdir: discard a draft into which no write ever succeeded; anything else is `ENOTEMPTY`.
     DiscardUnwritten {
         /// Instance, image, flavor or task.
@@ -91,7 +97,7 @@ impl Request {
     /// The object that refusals belong to.
     pub fn object(&self) -> Option<(Class, Uuid)> {
         match self {
-            Request::Instance { id, .. } => Some((Class::Instance, *id)),
+            Request::Instance { id, .. } | Request::DefineAgain { id } => Some((Class::Instance, *id)),
             Request::Image { id, .. } => Some((Class::Image, *id)),
             Request::Flavor { id, .. } => Some((Class::Flavor, *id)),
             Request::Import { id, .. } => Some((Class::Task, *id)),

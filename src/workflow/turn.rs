@@ -314,6 +314,7 @@ impl EngineThread {
             | Request::Image { .. }
             | Request::Flavor { .. }
             | Request::Import { .. }
+            | Request::DefineAgain { .. }
             | Request::MakeFlavor { .. }
             | Request::MakeDraft { .. }
             | Request::DiscardUnwritten { .. } => submission,

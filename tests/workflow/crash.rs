@@ -243,6 +243,26 @@ fn done_or_back(life: &Life<'_>, id: Uuid, from: State, to: State) {
 }
 
 #[test]
+fn defining_again() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.stopped();
+            until("its definition is known", || life.instance(id).record.definition.is_some());
+            life.world.control(json!({ "do": "undefine", "uuid": id }));
+            until("it is seen to be gone", || life.instance(id).domain.is_none());
+            id
+        },
+        changes: vec![to(State::Stopped)],
+        check: |life, id| {
+            let is_there = life.world.domain(id).is_some();
+            done_or_back(life, id, State::Error, State::Stopped);
+            assert_eq!(life.observed(id), if is_there { State::Stopped } else { State::Error });
+            assert_eq!(life.instance(id).observed().reason, "undefined_outside");
+        },
+    });
+}
+
+#[test]
 fn starting() {
     everywhere(&Case {
         setup: |life| life.stopped(),

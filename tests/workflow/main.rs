@@ -3,6 +3,7 @@
 mod bin;
 mod boot;
 mod crash;
+mod define_again;
 mod image;
 mod lab;
 mod power;

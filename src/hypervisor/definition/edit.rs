@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use roxmltree::Node;
+use uuid::Uuid;
 
-use super::{child, document, elements, root};
+use super::{METADATA_NAMESPACE, child, document, elements, root};
 
 /// The definition with other hardware; `None` leaves a value as it is. `xml` is the inactive definition with its
 /// secrets, which `libvirt` would forget otherwise.
@@ -50,6 +51,47 @@ pub fn with_hardware(xml: &str, vcpus: Option<u32>, memory_bytes: Option<u64>) -
     }
     super::document(&edited)?;
     Ok(edited)
+}
+
+/// The definition, marked as made by this operation in our metadata element; whatever else it says stays.
+///
+/// # Errors
+///
+/// One sentence, if it is no definition.
+pub fn with_operation(xml: &str, operation: Uuid) -> Result<String, String> {
+    let document = document(xml)?;
+    let domain = root(&document, "domain")?;
+    let metadata = child(domain, "metadata");
+    let ours = metadata
+        .and_then(|metadata| metadata.children().find(|node| node.tag_name().namespace() == Some(METADATA_NAMESPACE)));
+    let mark = format!("operation=\"{operation}\"");
+    let element = format!("<instancefs:instance xmlns:instancefs=\"{METADATA_NAMESPACE}\" {mark}/>");
+    let (range, text) = match (ours, metadata) {
+        (Some(ours), _) => match ours.attribute_node("operation") {
+            Some(present) => (present.range(), mark),
+            None => {
+                let end = after_tag_name(xml, ours)?;
+                (end..end, format!(" {mark}"))
+            }
+        },
+        (None, Some(metadata)) => match metadata.first_child() {
+            Some(first) => (first.range().start..first.range().start, element),
+            None => (metadata.range(), format!("<metadata>{element}</metadata>")),
+        },
+        (None, None) => (after_name(domain)?, format!("\n  <metadata>{element}</metadata>")),
+    };
+    let mut edited = xml.to_owned();
+    edited.replace_range(range, &text);
+    super::document(&edited)?;
+    Ok(edited)
+}
+
+/// Where an element's attributes begin: its name is as it is written, with its prefix.
+fn after_tag_name(xml: &str, node: Node<'_, '_>) -> Result<usize, String> {
+    let start = node.range().start + 1;
+    let written = xml.get(start..).ok_or("the definition cannot be edited")?;
+    let length = written.find(|character: char| character.is_ascii_whitespace() || ['/', '>'].contains(&character));
+    length.map(|length| start + length).ok_or_else(|| "the definition cannot be edited".to_owned())
 }
 
 /// The attributes of an element as they are written, but for one.
@@ -100,6 +142,34 @@ mod tests {
         assert!(with_hardware(cells, None, Some(4096)).unwrap_err().contains("NUMA"));
         assert!(with_hardware(cells, Some(2), None).is_ok());
         assert!(with_hardware("<network/>", Some(2), None).is_err());
+    }
+
+    #[test]
+    fn the_mark_of_an_operation_replaces_the_former_one_and_nothing_else() {
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let ours =
+            |attributes: &str| format!("<instancefs:instance xmlns:instancefs=\"{METADATA_NAMESPACE}\"{attributes}/>");
+        let others = "<o:x xmlns:o='urn:other'/>";
+        for (metadata, expected) in [
+            (String::new(), format!("\n  <metadata>{}</metadata>", ours(&format!(" operation=\"{two}\"")))),
+            ("<metadata/>".to_owned(), format!("<metadata>{}</metadata>", ours(&format!(" operation=\"{two}\"")))),
+            (
+                format!("<metadata>{others}</metadata>"),
+                format!("<metadata>{}{others}</metadata>", ours(&format!(" operation=\"{two}\""))),
+            ),
+            (
+                format!("<metadata>{others}{}</metadata>", ours(&format!(" operation=\"{one}\" locked=\"1\""))),
+                format!("<metadata>{others}{}</metadata>", ours(&format!(" operation=\"{two}\" locked=\"1\""))),
+            ),
+            (
+                format!("<metadata><instance xmlns='{METADATA_NAMESPACE}'>a</instance></metadata>"),
+                format!("<metadata><instance operation=\"{two}\" xmlns='{METADATA_NAMESPACE}'>a</instance></metadata>"),
+            ),
+        ] {
+            let definition = |metadata: &str| format!("<domain><name>a</name>{metadata}<devices/></domain>");
+            assert_eq!(with_operation(&definition(&metadata), two).unwrap(), definition(&expected));
+        }
+        assert!(with_operation("<network/>", one).is_err());
     }
 
     proptest! {

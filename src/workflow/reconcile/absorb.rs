@@ -12,8 +12,7 @@ use crate::inventory::{Addresses, Instance, Object};
 use crate::model::Class;
 use crate::model::caller::{NO_PROJECT, Ownership};
 use crate::model::domain::{Domain, PowerState};
-use crate::model::protection::Protection;
-use crate::model::record::InstanceRecord;
+use crate::model::record::{Departure, InstanceRecord, Undefined};
 use crate::workflow::events::Entry;
 use crate::workflow::ledger::{Batch, now};
 
@@ -42,6 +41,8 @@ pub(super) enum Extent {
 pub(super) struct Stamps {
     pass: u64,
     single: HashMap<Uuid, u64>,
+    /// What events said of definitions that went, each with the number that the next question had then.
+    departures: HashMap<Uuid, (u64, Departure)>,
 }
 
 impl Stamps {
@@ -59,6 +60,22 @@ impl Stamps {
         if self.single.get(&id) == Some(&serial) {
             self.single.remove(&id);
         }
+    }
+
+    /// An event said so, before this question was asked.
+    pub(super) fn departed(&mut self, id: Uuid, departure: Departure, serial: u64) {
+        self.departures.insert(id, (serial, departure));
+    }
+
+    /// The domain is defined, as of this question.
+    fn is_back(&mut self, id: Uuid, serial: u64) {
+        if self.departures.get(&id).is_some_and(|(before, _)| *before <= serial) {
+            self.departures.remove(&id);
+        }
+    }
+
+    fn departure(&self, id: Uuid) -> Departure {
+        self.departures.get(&id).map_or(Departure::Missing, |(_, departure)| *departure)
     }
 
     /// All domains are known as of this question.
@@ -80,8 +97,13 @@ pub(super) fn absorb(
     for (id, answer) in &answers.domains {
         if stamps.admit(*id, answers.serial) {
             match (batch.instance(*id), answer) {
-                (Some(instance), Some(domain)) => change(batch, &instance, domain, &mut entries),
-                (Some(instance), None) => gone(batch, &instance, extent, &mut entries),
+                (Some(instance), Some(domain)) => {
+                    if domain.persistent {
+                        stamps.is_back(*id, answers.serial);
+                    }
+                    change(batch, &instance, domain, stamps.departure(*id), &mut entries);
+                }
+                (Some(instance), None) => gone(batch, &instance, stamps.departure(*id), extent, &mut entries),
                 (None, Some(domain)) => match extent {
                     Extent::Everything => appear(batch, domain, owner, &mut entries),
                     Extent::ShownOnly => stamps.forget(*id, answers.serial),
@@ -98,7 +120,7 @@ pub(super) fn absorb(
                 && instance.record.operation.is_none()
                 && stamps.admit(*id, answers.serial)
             {
-                gone(batch, &instance, extent, &mut entries);
+                gone(batch, &instance, stamps.departure(*id), extent, &mut entries);
             }
         }
     }
@@ -119,7 +141,7 @@ fn appear(batch: &mut Batch<'_>, domain: &Domain, owner: u32, entries: &mut Vec<
     batch.put(Object::Instance(Arc::new(instance)));
 }
 
-fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &mut Vec<Entry>) {
+fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, departure: Departure, entries: &mut Vec<Entry>) {
     if before.domain.as_ref() == Some(domain) {
         return;
     }
@@ -138,6 +160,7 @@ fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &m
     }
     if record.draft.is_none() {
         record.name.clone_from(&domain.name);
+        record.undefined = undefined(before, domain, departure);
     }
     record.updated_at = now();
     record.seen = Some(domain.clone());
@@ -163,14 +186,28 @@ fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, entries: &m
     batch.show(Object::Instance(Arc::new(after)));
 }
 
-fn gone(batch: &mut Batch<'_>, before: &Instance, extent: Extent, entries: &mut Vec<Entry>) {
+/// What is known of the definition's fate when the domain is there.
+fn undefined(before: &Instance, domain: &Domain, departure: Departure) -> Option<Undefined> {
+    let present = before.record.undefined;
+    let was_persistent = before.domain.as_ref().is_some_and(|past| past.persistent);
+    if !domain.persistent {
+        let news = Undefined { at: now(), departure, had_saved_memory: false };
+        return if was_persistent { Some(news) } else { present };
+    }
+    // Who defines it again is an operation; anybody else's definition, and a run, are something else that happened.
+    let again = before.record.operation.is_some() || before.domain.is_some();
+    present.filter(|_| is_off(domain) && !domain.has_managed_save && again)
+}
+
+fn gone(batch: &mut Batch<'_>, before: &Instance, departure: Departure, extent: Extent, entries: &mut Vec<Entry>) {
     let record = &before.record;
     let ours_to_forget = record.draft.is_none()
         && record.operation.is_none()
         && record.disks.is_empty()
         // The bin keeps what somebody put there until it is deleted for good.
         && record.bin.is_none()
-        && record.protection == Protection::default();
+        && record.shelf.is_none()
+        && !record.protection.protects();
     if ours_to_forget {
         if extent == Extent::Everything {
             entries.push(entry(before, "disappeared", before.observed().state.word(), ""));
@@ -179,10 +216,24 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, extent: Extent, entries: &mut 
         }
         return;
     }
-    if before.domain.is_none() {
+    let Some(past) = &before.domain else {
+        // The event can come after the look that found nothing.
+        if let Some(known) = record.undefined
+            && known.departure == Departure::Missing
+            && departure != Departure::Missing
+        {
+            let mut after = before.clone();
+            after.record.undefined = Some(Undefined { departure, ..known });
+            batch.show(Object::Instance(Arc::new(after)));
+        }
         return;
-    }
+    };
     let mut after = before.clone();
+    if record.draft.is_none() {
+        // A guest that has left runs elsewhere, whoever tidies up behind it.
+        let departure = if past.reason == "migrated" { Departure::Moved } else { departure };
+        after.record.undefined = Some(Undefined { at: now(), departure, had_saved_memory: past.has_managed_save });
+    }
     after.domain = None;
     after.addresses = Addresses::default();
     after.record.seen = None;

@@ -57,8 +57,7 @@ impl Reconciler {
             if self.stopping() {
                 return Ok(());
             }
-            let defined = |instance: &Instance| instance.record.draft.is_none() && instance.domain.is_some();
-            if !self.ledger.inventory().instance(id).is_some_and(|instance| defined(&instance)) {
+            if !self.ledger.inventory().instance(id).is_some_and(|instance| has_definition(&instance)) {
                 continue;
             }
             match self.hypervisor.definition(id) {
@@ -106,6 +105,14 @@ impl Reconciler {
             }
         })
     }
+}
+
+/// Whether there is a definition to be fetched. Of a guest that was undefined while it runs the stored one is worth more:
+/// that is what it is defined from again.
+fn has_definition(instance: &Instance) -> bool {
+    let record = &instance.record;
+    let is_kept = record.undefined.is_some() && record.definition.is_some();
+    record.draft.is_none() && instance.domain.as_ref().is_some_and(|domain| domain.persistent || !is_kept)
 }
 
 /// Brings a definition into the record. Returns whether the domain's description was adopted: it is when somebody else
