@@ -46,7 +46,7 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
     if word == Word::Deleted && !matches!(situation.state, State::Draft | State::SoftDeleted) {
         return Err(libc::EPERM);
     }
-    if ["rescued", "shelved", "shelved_offloaded"].contains(&word.word()) {
+    if word.word() == "rescued" {
         return Err(libc::EOPNOTSUPP);
     }
     if situation.unreachable.is_some() && !(word == Word::Deleted && situation.state == State::Draft) {
@@ -81,6 +81,8 @@ fn expected(situation: &Situation<'_>, word: Word) -> Result<&'static str, i32> 
             State::ShelvedOffloaded,
             State::Error,
         ],
+        Word::State(State::Shelved) => &[State::Active, State::Stopped],
+        Word::State(State::ShelvedOffloaded) => &[State::Active, State::Stopped, State::Shelved],
         _ => &[State::Draft, State::SoftDeleted],
     };
     if from.contains(&situation.state) { Ok("start") } else { Err(libc::EINVAL) }

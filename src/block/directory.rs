@@ -8,22 +8,21 @@
 //!
 //! Everything happens relative to open directories and never through a symlink below the base directory.
 
-mod attribute;
-
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
+use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, UnlinkatFlags, fchown, unlinkat};
 use uuid::Uuid;
 
-use super::{BlockBackend, BlockError, DiskRecord, DiskRole, NewDisk, NewSeed, seed};
+use super::marked::{self, Found, look, unlink_exactly};
+use super::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, Format, NewDisk, NewSeed, seed};
 use crate::image::qemu_img;
 
 const BACKEND: &str = "directory";
@@ -36,7 +35,6 @@ const GROUP_DIRECTORY_MODE: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP);
 
 const OPEN_DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-const OPEN_TO_LOOK: OFlag = OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
 /// The backend `directory`.
 pub struct DirectoryBackend {
@@ -47,25 +45,13 @@ pub struct DirectoryBackend {
 /// Writes a new disk's content: into the open file, or at its path.
 type Fill<'a> = &'a dyn Fn(&File, &Path) -> Result<(), BlockError>;
 
-/// What a name in an instance's directory holds.
-enum Found {
-    Nothing,
-    /// A regular file with this provenance, if any. The open file keeps its inode number from being used again.
-    Disk {
-        file: File,
-        operation: Option<Uuid>,
-    },
-    /// A symlink, a directory, a device: never ours.
-    Foreign,
-}
-
 /// Whether the file system of a file that its caller has just made keeps what marks disks. The mark stays on it.
 ///
 /// # Errors
 ///
 /// What the file system says; `EOPNOTSUPP` if it has no user attributes.
 pub fn takes_marks(file: &File) -> io::Result<()> {
-    attribute::set_operation(file, Uuid::nil())
+    marked::set_operation(file, Uuid::nil())
 }
 
 impl DirectoryBackend {
@@ -171,7 +157,7 @@ impl DirectoryBackend {
         let file = openat(directory, temporary.as_str(), make, Mode::S_IRUSR | Mode::S_IWUSR)
             .map_err(|error| failed(error.into()))?;
         let file = File::from(file);
-        attribute::set_operation(&file, record.operation).map_err(|error| match error.raw_os_error() {
+        marked::set_operation(&file, record.operation).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => BlockError::Failed(format!(
                 "the file system of {} has no extended attributes, which say what made a disk; use another one",
                 self.directory.display()
@@ -266,6 +252,36 @@ impl BlockBackend for DirectoryBackend {
         }
     }
 
+    fn open(&self, record: &DiskRecord) -> Result<File, BlockError> {
+        let not_ours = || BlockError::NotOurs(record.reference.clone());
+        let missing = || BlockError::Missing(format!("disk {}", self.path(record).display()));
+        let instance = instance_of(record).ok_or_else(not_ours)?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => missing(),
+            _ => self.at(&self.path(record), error),
+        };
+        let base = self.open_base().map_err(failed)?;
+        let directory = openat(&base, instance.to_string().as_str(), OPEN_DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        match look(&directory, file_name(record.role)).map_err(failed)? {
+            Found::Disk { file, operation: Some(operation) } if operation == record.operation => Ok(file),
+            Found::Disk { .. } | Found::Foreign => Err(not_ours()),
+            Found::Nothing => Err(missing()),
+        }
+    }
+
+    fn format(&self, record: &DiskRecord) -> Format {
+        match record.role {
+            DiskRole::Root => Format::Qcow2,
+            DiskRole::Seed => Format::Raw,
+        }
+    }
+
+    fn create_again(&self, record: &DiskRecord, fill: FillFile<'_>) -> Result<(), BlockError> {
+        let instance = instance_of(record).ok_or_else(|| BlockError::NotOurs(record.reference.clone()))?;
+        self.make(record, instance, &|file, _path| fill(file))
+    }
+
     /// The path of the disk. A record that is not one of ours leads to a path where nothing is.
     fn path(&self, record: &DiskRecord) -> PathBuf {
         match instance_of(record) {
@@ -346,26 +362,6 @@ fn temporary_name(record: &DiskRecord) -> String {
     format!(".{}.{}.partial", file_name(record.role), record.operation)
 }
 
-fn look(directory: &OwnedFd, name: &str) -> io::Result<Found> {
-    let status = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(status) => status,
-        Err(Errno::ENOENT) => return Ok(Found::Nothing),
-        Err(error) => return Err(error.into()),
-    };
-    // Asked first, since opening a device can have effects.
-    if status.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Ok(Found::Foreign);
-    }
-    let file = match openat(directory, name, OPEN_TO_LOOK, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::ENOENT) => return Ok(Found::Nothing),
-        Err(Errno::ELOOP) => return Ok(Found::Foreign),
-        Err(error) => return Err(error.into()),
-    };
-    let operation = attribute::operation(&file)?;
-    Ok(Found::Disk { file, operation })
-}
-
 /// Removes what a crash of this very operation left. It made the name and then the provenance, so the file bears its id,
 /// or nothing at all and is empty; any other is left, and the create that follows fails with `EEXIST`.
 fn remove_temporary(directory: &OwnedFd, record: &DiskRecord) -> io::Result<()> {
@@ -383,15 +379,4 @@ fn remove_temporary(directory: &OwnedFd, record: &DiskRecord) -> io::Result<()> 
         }
         Found::Nothing | Found::Disk { .. } | Found::Foreign => Ok(()),
     }
-}
-
-/// Unlinks `name` if it is still the file that was judged; says whether it did.
-fn unlink_exactly(directory: &OwnedFd, name: &str, judged: &File) -> io::Result<bool> {
-    let judged = judged.metadata()?;
-    let now = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    if (now.st_dev, now.st_ino) != (judged.dev(), judged.ino()) {
-        return Ok(false);
-    }
-    unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
-    Ok(true)
 }

@@ -1,12 +1,18 @@
 //! Where disks live: one trait, one backend so far.
 
+pub mod copy;
 pub mod directory;
+mod marked;
 mod seed;
+pub mod shelf;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+pub use crate::image::Format;
 pub use crate::model::record::{DiskRecord, DiskRole};
 
 /// A disk to be made as a copy-on-write child of an image.
@@ -35,6 +41,9 @@ pub struct NewSeed<'a> {
     pub documents: &'a [(&'static str, &'a [u8])],
 }
 
+/// Writes a new disk's bytes.
+pub type FillFile<'a> = &'a dyn Fn(&File) -> Result<(), BlockError>;
+
 /// Why a backend did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
@@ -47,9 +56,32 @@ pub enum BlockError {
     /// The record does not match what lies there: left alone.
     #[error("the disk {0} was not made by the operation that its record names; left as it is")]
     NotOurs(String),
+    /// The quota is used up.
+    #[error("the disk quota for {0} is used up; raise it or free some space")]
+    Quota(String),
+    /// What should be there is not.
+    #[error("there is no {0}")]
+    Missing(String),
+    /// What is there is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// Given up on request.
+    #[error("given up")]
+    Cancelled,
     /// A tool or system call failed, in its own words.
     #[error("{0}")]
     Failed(String),
+}
+
+impl BlockError {
+    /// What a failing write at `place` means.
+    fn of_write(place: &str, error: &io::Error) -> BlockError {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC) => BlockError::NoSpace(place.to_owned()),
+            Some(libc::EDQUOT) => BlockError::Quota(place.to_owned()),
+            Some(_) | None => BlockError::Failed(format!("{place}: {error}")),
+        }
+    }
 }
 
 /// Makes, grows and removes disks. Every call is idempotent for the same operation.
@@ -67,6 +99,13 @@ pub trait BlockBackend: Send + Sync {
     /// Makes a root disk as large as this, in bytes, if its provenance matches the record; one of that size or larger is
     /// left as it is.
     fn grow(&self, record: &DiskRecord, size_bytes: u64) -> Result<(), BlockError>;
+    /// Opens a disk for reading if its provenance matches the record; [`BlockError::Missing`] if there is none.
+    fn open(&self, record: &DiskRecord) -> Result<File, BlockError>;
+    /// The format of its bytes.
+    fn format(&self, record: &DiskRecord) -> Format;
+    /// Makes a disk that was there before at its place again, with the bytes that `fill` writes into the new, empty file;
+    /// succeeds if this same operation made it before. The record is the former one with the operation that makes it now.
+    fn create_again(&self, record: &DiskRecord, fill: FillFile<'_>) -> Result<(), BlockError>;
     /// The absolute path for a definition.
     fn path(&self, record: &DiskRecord) -> PathBuf;
     /// Removes exactly this disk if its provenance matches the record; an absent one is success.

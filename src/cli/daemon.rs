@@ -36,6 +36,10 @@ use crate::workflow::uptime::SystemClock;
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
 /// How many drafts a user may have.
 const DRAFTS_PER_USER: usize = 100;
+/// Operations that copy a lot of data at once.
+const COPIES_AT_ONCE: usize = 2;
+/// How long a guest from the shelf has to run before its copies are removed.
+const SHELF_GRACE: Duration = Duration::from_secs(60);
 /// How long a new mount has for its first answer.
 const MOUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Whatever became of its file meanwhile.
@@ -235,6 +239,9 @@ impl Daemon {
                 clock: Arc::new(SystemClock),
                 drafts_per_user: DRAFTS_PER_USER,
                 console_token_lifetime: TOKEN_LIFETIME,
+                copies_at_once: COPIES_AT_ONCE,
+                shelved_offload_time: None,
+                shelf_grace: SHELF_GRACE,
             },
         )?;
         let tree = Tree::new(

@@ -304,7 +304,6 @@ pub fn idle(task: Option<&Operation>) -> Result<(), Reason> {
 fn built(word: Word) -> Result<(), Reason> {
     let what = match word {
         Word::State(State::Rescued) => "rescue",
-        Word::State(State::Shelved | State::ShelvedOffloaded) => "the shelf",
         Word::State(
             State::Draft
             | State::Building
@@ -313,6 +312,8 @@ fn built(word: Word) -> Result<(), Reason> {
             | State::Suspended
             | State::Stopped
             | State::Resized
+            | State::Shelved
+            | State::ShelvedOffloaded
             | State::Error
             | State::SoftDeleted,
         )

@@ -117,6 +117,10 @@ pub enum Reason {
     ReadOnlyMount,
     /// The disk is full.
     NoSpace(String),
+    /// The disk's quota is used up.
+    DiskQuota(String),
+    /// Stored data is not what it was.
+    Damaged(String),
     /// A document or temporary file over its limit.
     TooLarge,
     /// Several values of a document; its errno is the first refusal's in the interface's order.
@@ -181,6 +185,8 @@ impl Reason {
             | Reason::KeyQuota { .. }
             | Reason::ScratchQuota
             | Reason::NoSpace(_)
+            | Reason::DiskQuota(_)
+            | Reason::Damaged(_)
             | Reason::FileTooLarge
             | Reason::StaleHandle
             | Reason::TimedOut(_)
@@ -215,7 +221,10 @@ impl Reason {
             Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
             Reason::NotFound(_) => libc::ENOENT,
             Reason::NotEmpty => libc::ENOTEMPTY,
-            Reason::DraftQuota { .. } | Reason::KeyQuota { .. } | Reason::ScratchQuota => libc::EDQUOT,
+            Reason::DraftQuota { .. } | Reason::KeyQuota { .. } | Reason::ScratchQuota | Reason::DiskQuota(_) => {
+                libc::EDQUOT
+            }
+            Reason::Damaged(_) => libc::EBADMSG,
             Reason::ReadOnlyMount => libc::EROFS,
             Reason::NoSpace(_) => libc::ENOSPC,
             Reason::TooLarge | Reason::FileTooLarge => libc::EFBIG,
@@ -261,6 +270,7 @@ pub fn errno_name(errno: i32) -> &'static str {
         libc::ENOENT => "ENOENT",
         libc::ENOTEMPTY => "ENOTEMPTY",
         libc::EDQUOT => "EDQUOT",
+        libc::EBADMSG => "EBADMSG",
         libc::EROFS => "EROFS",
         libc::ENOSPC => "ENOSPC",
         libc::EFBIG => "EFBIG",
@@ -292,6 +302,7 @@ impl fmt::Display for Reason {
             | Reason::Image(sentence)
             | Reason::InUse(sentence)
             | Reason::TimedOut(sentence)
+            | Reason::Damaged(sentence)
             | Reason::Failed(sentence) => f.write_str(sentence),
             Reason::OutOfRange { low, high, unit } => {
                 write!(f, "the number must be from {low} to {high}")?;
@@ -360,6 +371,7 @@ impl fmt::Display for Reason {
             }
             Reason::ReadOnlyMount => write!(f, "mounted with -o ro: this instancefs only observes"),
             Reason::NoSpace(place) => write!(f, "no space left on {place}; free some and try again"),
+            Reason::DiskQuota(place) => write!(f, "the disk quota for {place} is used up; raise it or free some space"),
             Reason::TooLarge => write!(f, "too large: at most 1 MiB"),
             Reason::Document { refused, more } => {
                 for (index, (key, reason)) in refused.iter().enumerate() {

@@ -271,6 +271,18 @@ impl TaskState {
 pub enum Creation {
     /// A disk; its undo removes exactly this one.
     Disk(DiskRecord),
+    /// A disk that was there before, made again of its copy on the shelf, while the domain is defined; its undo removes
+    /// exactly this one, unless something has written to it.
+    DiskAgain(DiskRecord),
+    /// This operation's copy of a disk on the shelf; its undo removes exactly that.
+    ShelfCopy(DiskRecord),
+    /// A guest that is off and stays off when the host starts; its undo brings both back.
+    PutAway {
+        /// It was started with the host.
+        autostart: bool,
+        /// It ran.
+        was_running: bool,
+    },
     /// The domain's definition; its undo undefines it.
     Definition,
     /// Other settings of a domain that exists; its undo sets these former ones again.

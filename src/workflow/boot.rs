@@ -279,7 +279,10 @@ pub(super) fn not_active() -> Reason {
 pub(super) fn of_block(error: BlockError) -> Reason {
     match error {
         BlockError::NoSpace(place) => Reason::NoSpace(place),
-        error @ (BlockError::Exists(_) | BlockError::NotOurs(_) | BlockError::Failed(_)) => {
+        BlockError::Quota(place) => Reason::DiskQuota(place),
+        BlockError::Missing(what) => Reason::NotFound(what),
+        BlockError::Damaged(words) => Reason::Damaged(words),
+        error @ (BlockError::Exists(_) | BlockError::NotOurs(_) | BlockError::Cancelled | BlockError::Failed(_)) => {
             Reason::Failed(error.to_string())
         }
     }

@@ -4,20 +4,18 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::drafts_data::{DraftData, of_io};
+use super::lanes;
 use super::operation::{Ending, Halt, Run, WhenFull};
+use super::progress::Progress;
 use crate::image::ingest::{CommitError, Committed, Draft, publish, unpublish};
 use crate::inventory::{Image, Object};
 use crate::model::reason::Reason;
 
 /// How long writers may still be there: the kernel reports a close late.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// Verifies and publishes the draft.
 pub(super) fn commit(run: &Run) -> Result<Ending, Halt> {
@@ -42,17 +40,11 @@ pub(super) fn verify_and_publish(run: &Run, data: &DraftData) -> Result<Ending, 
         }
         return Err(Halt::Failed(Reason::Image("the image is empty; write its data first".to_owned())));
     }
+    let _lane = lanes::enter(run)?;
     run.begin("verify")?;
     let draft = data.existing().map_err(failed)?;
-    let shown = Mutex::new((0, Instant::now()));
-    let progress = |percent: u8| {
-        let mut shown = shown.lock();
-        if percent > shown.0 && shown.1.elapsed() >= PROGRESS_EVERY {
-            *shown = (percent, Instant::now());
-            // 100 is for what is done.
-            show_progress(run, percent.min(99));
-        }
-    };
+    let progress = Progress::new(run);
+    let progress = |percent: u8| progress.show(percent);
     // A claimed format is the user's; one that an earlier attempt stored was proven.
     let committed = match draft.commit(image.record.disk_format, &progress, &|| run.proceed().is_err()) {
         Ok(committed) => committed,
@@ -121,28 +113,6 @@ fn exists(path: &Path) -> io::Result<bool> {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-/// Shows how far the operation is, in percent.
-pub(super) fn show_progress(run: &Run, percent: u8) {
-    let (id, object) = (run.id, run.object);
-    let shown = run.shared.parts.ledger.transact(|batch| {
-        if let Some(task) = batch.task(id) {
-            let mut task = (*task).clone();
-            task.record.progress = percent;
-            batch.show(Object::Task(Arc::new(task)));
-        }
-        if let Some(image) = batch.image(object) {
-            let mut image = (*image).clone();
-            if let Some(task) = &mut image.task {
-                task.progress = percent;
-            }
-            batch.show(Object::Image(Arc::new(image)));
-        }
-    });
-    if let Err(error) = shown {
-        log::debug!("progress of {} is not shown: {error}", run.id);
     }
 }
 

@@ -13,6 +13,7 @@ use super::consoles::{self, Consoles};
 use super::drafts_data::{DraftData, Drafts};
 use super::events::{Entry, EventLog};
 use super::gate::Gate;
+use super::lanes::Lanes;
 use super::ledger::{Ledger, now};
 use super::operation::{Edit, Fault};
 use super::reconcile::Reconciler;
@@ -21,6 +22,7 @@ use super::turn::EngineThread;
 use super::uptime::{Clock, Uptime};
 use super::{protector, recovery};
 use crate::block::BlockBackend;
+use crate::block::shelf::Shelf;
 use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
 use crate::inventory::{Instance, Object};
@@ -69,6 +71,12 @@ pub struct Settings {
     pub drafts_per_user: usize,
     /// How long an unused console token holds.
     pub console_token_lifetime: Duration,
+    /// How many operations copy a lot of data at once.
+    pub copies_at_once: usize,
+    /// How long after shelving the disks are removed; `None`: when somebody asks for it.
+    pub shelved_offload_time: Option<Duration>,
+    /// How long a guest from the shelf has to run before its copies are removed.
+    pub shelf_grace: Duration,
 }
 
 /// What the engine's thread is told.
@@ -89,6 +97,8 @@ pub(super) struct Shared {
     pub(super) gate: Gate,
     pub(super) drafts: Drafts,
     pub(super) uptime: Uptime,
+    pub(super) lanes: Lanes,
+    pub(super) shelf: Shelf,
     messages: Sender<Message>,
 }
 
@@ -144,8 +154,10 @@ impl Engine {
     pub fn start(parts: Parts, settings: Settings) -> Result<Arc<Engine>, StoreError> {
         let (messages, queue) = unbounded();
         let uptime = Uptime::load(&parts.ledger, settings.clock.clone())?;
+        let lanes = Lanes::new(settings.copies_at_once);
+        let shelf = Shelf::new(settings.state_directory.join("shelf"));
         let (gate, drafts) = (Gate::default(), Drafts::default());
-        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, messages });
+        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, lanes, shelf, messages });
         let mut thread = EngineThread::new(shared.clone());
         if !shared.settings.read_only {
             for unfinished in recovery::unfinished(&shared)? {

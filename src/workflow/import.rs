@@ -2,20 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::commit;
 use super::drafts_data::{DraftData, of_io};
 use super::operation::{Ending, Halt, Run};
+use super::progress::Progress;
 use crate::image::import::{Cancelled, ImportError, Policy, Source, import};
 use crate::model::reason::Reason;
 
 /// The step from whose beginning on the draft's data is this operation's.
 const FETCH: &str = "fetch";
-
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// What the fetch is of the whole, in percent; the rest is the verification, which has hashed most of it already.
 const FETCH_PERCENT: u16 = 95;
@@ -59,14 +55,8 @@ fn fetch(run: &Run, data: &DraftData) -> Result<(), Halt> {
     let draft = data.existing_or_new().map_err(|error| Halt::Failed(of_io(&error)))?;
     // What an earlier life of the program fetched is incomplete.
     draft.truncate(0).map_err(|error| Halt::Failed(of_io(&error)))?;
-    let shown = Mutex::new(Instant::now());
-    let progress = |percent: u8| {
-        let mut shown = shown.lock();
-        if shown.elapsed() >= PROGRESS_EVERY {
-            *shown = Instant::now();
-            commit::show_progress(run, (u16::from(percent) * FETCH_PERCENT / 100) as u8);
-        }
-    };
+    let progress = Progress::new(run);
+    let progress = |percent: u8| progress.show((u16::from(percent) * FETCH_PERCENT / 100) as u8);
     let (shared, cancel) = (run.shared.clone(), run.cancel.clone());
     let cancelled: Cancelled = Arc::new(move || shared.gate.stopping() || cancel.load(Ordering::Acquire));
     import(&source, policy, &draft, &progress, &cancelled).map_err(|error| match error {

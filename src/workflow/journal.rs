@@ -13,8 +13,8 @@ use crate::model::record::DiskRecord;
 use crate::model::task::{Creation, Step, StepState, TaskState};
 
 /// How often an undo that fails is tried.
-const UNDO_TRIES: u32 = 3;
-const UNDO_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const UNDO_TRIES: u32 = 3;
+pub(super) const UNDO_PAUSE: Duration = Duration::from_millis(200);
 
 impl Run {
     /// Stores that a step begins, which says that those before it are done.
@@ -25,13 +25,17 @@ impl Run {
     /// Stores that a step begins that creates something. A disk is in the instance's record from here on.
     pub(super) fn begin_creating(&self, name: &'static str, creates: Creation) -> Result<(), Halt> {
         let (object, disk) = match &creates {
-            Creation::Disk(disk) => (self.object, Some(disk.clone())),
-            Creation::Definition | Creation::Settings { .. } => (self.object, None),
+            Creation::Disk(disk) | Creation::DiskAgain(disk) => (self.object, Some(disk.clone())),
+            Creation::Definition | Creation::Settings { .. } | Creation::ShelfCopy(_) | Creation::PutAway { .. } => {
+                (self.object, None)
+            }
         };
         self.step(name, Some(creates), move |batch| {
             let (Some(instance), Some(disk)) = (batch.instance(object), &disk) else { return };
             if !instance.record.disks.contains(disk) {
                 let mut instance = (*instance).clone();
+                // One that is made again takes the place of the one that is gone.
+                instance.record.disks.retain(|other| other.reference != disk.reference);
                 instance.record.disks.push(disk.clone());
                 batch.put(Object::Instance(Arc::new(instance)));
             }
@@ -92,6 +96,24 @@ impl Run {
                 Some(Creation::Settings { .. }) if self.has_begun(super::reconfigure::SET)? => continue,
                 Some(Creation::Settings { vcpus, memory_bytes, autostart }) => {
                     self.undo_settings(*vcpus, *memory_bytes, *autostart)?
+                }
+                Some(Creation::ShelfCopy(_) | Creation::PutAway { .. })
+                    if self.has_begun(super::shelve::SHELVED)? =>
+                {
+                    continue;
+                }
+                Some(Creation::DiskAgain(_)) if self.has_begun(super::shelve::LEFT)? => continue,
+                Some(Creation::ShelfCopy(disk)) => {
+                    super::copies::undo_copy(self, disk)?;
+                    Undone::Yes
+                }
+                Some(Creation::DiskAgain(disk)) => match super::copies::undo_disk(self, disk)? {
+                    true => Undone::Yes,
+                    false => continue,
+                },
+                Some(Creation::PutAway { autostart, was_running }) => {
+                    super::shelve::undo_put_away(self, *autostart, *was_running)?;
+                    Undone::Yes
                 }
             };
             match undone {
@@ -181,7 +203,7 @@ impl Run {
             }
             let Some(instance) = batch.instance(object) else { return };
             match &undone.creates {
-                Some(Creation::Disk(disk)) => {
+                Some(Creation::Disk(disk) | Creation::DiskAgain(disk)) => {
                     batch.put(Object::Instance(Arc::new(without_disk(&instance, disk))));
                 }
                 Some(Creation::Settings { vcpus, memory_bytes, .. }) => {
@@ -191,13 +213,13 @@ impl Run {
                     instance.record.memory_bytes = *memory_bytes;
                     batch.put(Object::Instance(Arc::new(instance)));
                 }
-                Some(Creation::Definition) | None => {}
+                Some(Creation::Definition | Creation::ShelfCopy(_) | Creation::PutAway { .. }) | None => {}
             }
         };
         self.store(Arc::new(edit), WhenFull::Wait)
     }
 
-    fn is_locked(&self) -> bool {
+    pub(super) fn is_locked(&self) -> bool {
         self.shared
             .parts
             .ledger

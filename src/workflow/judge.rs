@@ -359,7 +359,7 @@ impl Judge<'_, '_> {
                 network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())?;
                 self.name_is_free(&instance.record.name, instance.id)
             }
-            Operation::Start | Operation::Resume => {
+            Operation::Start | Operation::Resume | Operation::Unshelve { start: true } => {
                 network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())
             }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
@@ -382,7 +382,7 @@ impl Judge<'_, '_> {
             | Operation::Restore { .. }
             | Operation::Shelve { .. }
             | Operation::Offload
-            | Operation::Unshelve { .. } => Ok(()),
+            | Operation::Unshelve { start: false } => Ok(()),
         }
     }
 

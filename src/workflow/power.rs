@@ -10,6 +10,10 @@ use crate::hypervisor::{Domain, HypervisorError, PowerState};
 use crate::inventory::Instance;
 use crate::model::reason::Reason;
 
+/// The steps that end a guest.
+pub(super) const SHUTDOWN: &str = "shutdown";
+pub(super) const POWER_OFF: &str = "power_off";
+
 /// The guest is asked to shut down again after this time, as Nova does.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -27,7 +31,7 @@ pub(super) fn start(run: &Run) -> Result<Ending, Halt> {
         (PowerState::Running, _) => {}
         (PowerState::Paused, "crashed") | (PowerState::Crashed, _) => {
             run.guard()?;
-            run.begin("power_off")?;
+            run.begin(POWER_OFF)?;
             tolerate_state(run.hypervisor().power_off(run.object))?;
             launch(run)?;
         }
@@ -90,7 +94,7 @@ pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
         persist(run, &domain)?;
         run.guard()?;
         if cannot_hear(&domain) || Instant::now() >= deadline {
-            run.begin("power_off")?;
+            run.begin(POWER_OFF)?;
             run.guard()?;
             match run.hypervisor().power_off(run.object) {
                 Ok(()) => {}
@@ -102,7 +106,7 @@ pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
             continue;
         }
         if domain.power == PowerState::Running {
-            run.begin("shutdown")?;
+            run.begin(SHUTDOWN)?;
             match run.hypervisor().shutdown(run.object) {
                 Ok(()) => {}
                 Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),

@@ -68,7 +68,7 @@ fn every_move_that_means_nothing_is_refused_and_leaves_its_source() {
         ("stopping", libc::EPERM),
         ("draft", libc::EPERM),
         ("error", libc::EPERM),
-        ("shelved", libc::EOPNOTSUPP),
+        ("rescued", libc::EOPNOTSUPP),
         ("soft_deleted", libc::EOPNOTSUPP),
     ] {
         table.push((active.clone(), format!("by-state/instances/{word}/{web}"), want));

@@ -1,13 +1,14 @@
 //! A world that outlives the program (store, hypervisor, disks), and the lives of the program in it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, NewDisk, NewSeed};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
 use instancefs::image::import::Policy;
@@ -49,9 +50,10 @@ pub fn bob() -> Caller {
     Caller { uid: 1001, gid: 1001, groups: Vec::new(), login: "bob".to_owned(), is_mounter: false }
 }
 
-/// Disks in memory that remember who made them, and fail on demand.
+/// Disks that remember who made them, each a small file, and fail on demand.
 #[derive(Default)]
 pub struct Disks {
+    files: Files,
     pub disks: Mutex<BTreeMap<String, Uuid>>,
     /// The documents on seeds, by reference.
     pub seeds: Mutex<BTreeMap<String, String>>,
@@ -61,6 +63,15 @@ pub struct Disks {
     pub grow_fails: Mutex<bool>,
     pub create_fails: Mutex<Option<String>>,
     pub remove_fails: Mutex<bool>,
+}
+
+/// Where the files lie.
+struct Files(TempDir);
+
+impl Default for Files {
+    fn default() -> Files {
+        Files(TempDir::new().unwrap())
+    }
 }
 
 impl BlockBackend for Disks {
@@ -109,8 +120,35 @@ impl BlockBackend for Disks {
         }
     }
 
+    fn open(&self, record: &DiskRecord) -> Result<File, BlockError> {
+        match self.disks.lock().get(&record.reference) {
+            Some(operation) if *operation == record.operation => Ok(File::open(self.path(record)).unwrap()),
+            Some(_) => Err(BlockError::NotOurs(record.reference.clone())),
+            None => Err(BlockError::Missing(format!("disk {}", record.reference))),
+        }
+    }
+
+    fn format(&self, _record: &DiskRecord) -> Format {
+        Format::Raw
+    }
+
+    fn create_again(&self, record: &DiskRecord, fill: FillFile<'_>) -> Result<(), BlockError> {
+        if let Some(words) = &*self.create_fails.lock() {
+            return Err(BlockError::NoSpace(words.clone()));
+        }
+        match self.disks.lock().get(&record.reference) {
+            Some(operation) if *operation == record.operation => return Ok(()),
+            Some(_) => return Err(BlockError::Exists(record.reference.clone())),
+            None => {}
+        }
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(self.path(record)).unwrap();
+        fill(&file)?;
+        self.disks.lock().insert(record.reference.clone(), record.operation);
+        Ok(())
+    }
+
     fn path(&self, record: &DiskRecord) -> PathBuf {
-        PathBuf::from("/nowhere").join(&record.reference)
+        self.files.0.path().join(&record.reference)
     }
 
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
@@ -121,6 +159,7 @@ impl BlockBackend for Disks {
         match disks.get(&record.reference) {
             None => Ok(()),
             Some(operation) if *operation == record.operation => {
+                std::fs::remove_file(self.path(record)).unwrap();
                 disks.remove(&record.reference);
                 Ok(())
             }
@@ -142,6 +181,10 @@ impl Disks {
         let mut disks = self.disks.lock();
         if *disks.entry(record.reference.clone()).or_insert(record.operation) != record.operation {
             return Err(BlockError::Exists(record.reference));
+        }
+        let path = self.path(&record);
+        if !path.exists() {
+            std::fs::write(path, format!("{} made by {}", record.reference, record.operation)).unwrap();
         }
         Ok(record)
     }
@@ -229,6 +272,9 @@ impl World {
             clock: Arc::new(SystemClock),
             drafts_per_user: 100,
             console_token_lifetime: DEADLINE,
+            copies_at_once: 2,
+            shelved_offload_time: None,
+            shelf_grace: DEADLINE,
         };
         set(&mut settings);
         let engine = Engine::start(parts, settings).unwrap();
@@ -261,6 +307,15 @@ impl World {
     pub fn is_pending(&self, call: &str) -> bool {
         let answer = self.control(json!({ "do": "calls" }));
         answer["pending"].as_array().unwrap().iter().any(|pending| pending["call"] == call)
+    }
+
+    /// The files on the shelf.
+    pub fn shelf(&self) -> Vec<PathBuf> {
+        let list = |path: PathBuf| {
+            let entries = std::fs::read_dir(path).into_iter().flatten();
+            entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+        };
+        list(self.directory.path().join("shelf")).into_iter().flat_map(list).collect()
     }
 
     pub fn disk_count(&self) -> usize {

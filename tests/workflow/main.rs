@@ -9,3 +9,4 @@ mod lab;
 mod power;
 mod reconfigure;
 mod requests;
+mod shelve;

@@ -15,6 +15,9 @@ use nix::sys::signal::Signal;
 
 use super::rights::{self, Rights};
 
+/// How often it is looked whether a program is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// What a caged program may use at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -55,6 +58,16 @@ impl Limits {
         Limits { file_bytes: u64::MAX, ..Limits::reading() }
     }
 
+    /// For a program that reads the tables of a qcow2 file of any length.
+    pub(crate) fn checking() -> Limits {
+        Limits {
+            memory_bytes: 4 << 30,
+            processor_seconds: 3600,
+            wall_clock: Duration::from_secs(3600),
+            ..Limits::reading()
+        }
+    }
+
     /// For a program that puts documents of 1 MiB at most into an image on its standard output.
     pub(crate) fn imaging() -> Limits {
         Limits { output_bytes: 8 << 20, ..Limits::reading() }
@@ -63,7 +76,36 @@ impl Limits {
 
 /// Runs `command`, whose program and standard input are set, with these rights.
 /// Returns its standard output if it succeeded, else a sentence with the words from its standard error.
-pub(crate) fn run(mut command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
+pub(crate) fn run(command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
+    let ended = run_to_end(command, limits, rights, &|| false)?;
+    if ended.status.success() { Ok(ended.output) } else { Err(ended.words()) }
+}
+
+/// How a program ended.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    /// Its standard output.
+    pub(crate) output: Vec<u8>,
+    program: String,
+    errors: Vec<u8>,
+}
+
+impl Ended {
+    /// The words from its standard error as one sentence.
+    pub(crate) fn words(&self) -> String {
+        let words = String::from_utf8_lossy(&self.errors);
+        let words = words.trim().replace('\n', "; ");
+        if words.is_empty() { format!("{} failed: {}", self.program, self.status) } else { words }
+    }
+}
+
+/// Like [`run`] for a program whose exit status says more than success; killed once `cancelled`.
+pub(crate) fn run_to_end(
+    mut command: Command,
+    limits: Limits,
+    rights: Rights,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Ended, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .env_clear()
@@ -81,19 +123,14 @@ pub(crate) fn run(mut command: Command, limits: Limits, rights: Rights) -> Resul
     // SAFETY: `confine` makes system calls only; it neither allocates nor takes a lock, as required after fork.
     unsafe { command.pre_exec(move || confine(limits, ruleset.as_ref())) };
     let mut child = command.spawn().map_err(|error| format!("cannot run {program}: {error}"))?;
-    let outcome = watch(&mut child, limits);
+    let outcome = watch(&mut child, limits, cancelled);
     if outcome.is_err() {
         // Not reaped yet unless it ended by itself, so its number cannot be anybody else's; killing the dead is harmless.
         let _already_gone = child.kill();
         let _status_of_the_killed = child.wait();
     }
     let (status, output, errors) = outcome.map_err(|reason| format!("{program} {reason}"))?;
-    if status.success() {
-        return Ok(output);
-    }
-    let words = String::from_utf8_lossy(&errors);
-    let words = words.trim().replace('\n', "; ");
-    Err(if words.is_empty() { format!("{program} failed: {status}") } else { words })
+    Ok(Ended { status, output, program, errors })
 }
 
 /// Between fork and exec, already with the new identity.
@@ -118,7 +155,11 @@ fn confine(limits: Limits, ruleset: Option<&OwnedFd>) -> io::Result<()> {
 }
 
 /// Reads both outputs until the child has ended; an error is the second half of a sentence, and leaves it running.
-fn watch(child: &mut Child, limits: Limits) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), String> {
+fn watch(
+    child: &mut Child,
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), String> {
     let failed = |error: io::Error| format!("could not be watched: {error}");
     let deadline = Instant::now() + limits.wall_clock;
     let process = pidfd(child).map_err(failed)?;
@@ -129,11 +170,14 @@ fn watch(child: &mut Child, limits: Limits) -> Result<(ExitStatus, Vec<u8>, Vec<
         if left.is_zero() {
             return Err(format!("did not finish within {} s and was killed", limits.wall_clock.as_secs()));
         }
+        if cancelled() {
+            return Err("was given up".to_owned());
+        }
         let mut watched = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
         for stream in [&output, &errors] {
             watched.extend(stream.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
         }
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from(left.min(LOOK_EVERY)).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(failed(error.into())),

@@ -151,6 +151,9 @@ fn change(batch: &mut Batch<'_>, before: &Instance, domain: &Domain, departure: 
     let was_off = past.map_or(record.draft.is_some(), is_off);
     if was_off && !is_off(domain) {
         record.launched_at = Some(now());
+        if let Some(shelf) = &mut record.shelf {
+            shelf.saw_start(now());
+        }
     }
     let same_power = past.is_some_and(|past| past.power == domain.power && past.reason == domain.reason);
     if domain.power == PowerState::Running {
