@@ -18,6 +18,7 @@ use crate::store::{Change, Compare, Revision, Store, StoreError};
 /// The first number given to an object; those below belong to the fixed parts of the tree.
 pub const FIRST_NUMBER: u64 = 16;
 
+const META: &str = "meta/";
 const NEXT_NUMBER: &str = "meta/next_number";
 
 struct State {
@@ -31,6 +32,7 @@ struct State {
 pub struct Ledger {
     store: Arc<dyn Store>,
     inventory: Arc<Inventory>,
+    meta: HashMap<String, Vec<u8>>,
     state: Mutex<State>,
 }
 
@@ -47,15 +49,21 @@ pub fn key(class: Class, id: Uuid) -> String {
 impl Ledger {
     /// Loads the revisions and the counter. The caller loads the objects themselves.
     pub fn open(store: Arc<dyn Store>, inventory: Arc<Inventory>) -> Result<Ledger, StoreError> {
-        let revisions: HashMap<_, _> =
-            store.list("")?.into_iter().map(|record| (record.key, record.revision)).collect();
-        let next_number = match store.get(NEXT_NUMBER)? {
-            Some(record) => serde_json::from_slice(&record.value)
+        let mut revisions = HashMap::new();
+        let mut meta = HashMap::new();
+        for record in store.list("")? {
+            if record.key.starts_with(META) {
+                meta.insert(record.key.clone(), record.value);
+            }
+            revisions.insert(record.key, record.revision);
+        }
+        let next_number = match meta.get(NEXT_NUMBER) {
+            Some(value) => serde_json::from_slice(value)
                 .map_err(|error| StoreError::Failed(format!("{NEXT_NUMBER} cannot be read: {error}")))?,
             None => FIRST_NUMBER,
         };
         let state = State { next_number, revisions, unsaved: HashSet::new() };
-        Ok(Ledger { store, inventory, state: Mutex::new(state) })
+        Ok(Ledger { store, inventory, meta, state: Mutex::new(state) })
     }
 
     /// The view that batches are based on.
@@ -63,9 +71,9 @@ impl Ledger {
         &self.inventory
     }
 
-    /// The stored value of a key that is no object's.
-    pub fn stored(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.store.get(key)?.map(|record| record.value))
+    /// The value of a key below `meta/`, as it was when the ledger was opened.
+    pub fn meta(&self, key: &str) -> Option<&[u8]> {
+        self.meta.get(key).map(Vec::as_slice)
     }
 
     /// Runs `edit` on a batch, stores what it put, and makes everything visible at once. On an error nothing changed.

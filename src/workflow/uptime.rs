@@ -68,13 +68,9 @@ pub struct Uptime {
 
 impl Uptime {
     /// Goes on from what is stored. What cannot be read counts as nothing, since less is safe.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] if the store does not answer.
-    pub fn load(ledger: &Ledger, clock: Arc<dyn Clock>) -> Result<Uptime, StoreError> {
-        let stored = ledger.stored(KEY)?.and_then(|value| {
-            let tick = serde_json::from_slice::<Tick>(&value);
+    pub fn load(ledger: &Ledger, clock: Arc<dyn Clock>) -> Uptime {
+        let stored = ledger.meta(KEY).and_then(|value| {
+            let tick = serde_json::from_slice::<Tick>(value);
             tick.map_err(|error| log::warn!("{KEY} cannot be read, the host's uptime counts from now on: {error}")).ok()
         });
         let (boot, since) = (clock.boot(), clock.since_boot().as_secs());
@@ -85,7 +81,7 @@ impl Uptime {
             Some(tick) => Tick { boot, at: 0, total: tick.total },
             None => Tick { boot, at: since, total: 0 },
         };
-        Ok(Uptime { clock, start })
+        Uptime { clock, start }
     }
 
     /// In seconds.

@@ -406,3 +406,96 @@ fn a_task_whose_object_is_gone_is_ended() {
     assert_eq!((task.record.state, task.record.errno), (TaskState::Failure, libc::ENOENT));
     assert!(task.record.ended_at.is_some());
 }
+
+fn is_binned(life: &Life<'_>, id: Uuid) -> bool {
+    life.instance(id).record.bin.is_some()
+}
+
+/// A running guest, started with the host, in the bin.
+fn binned(life: &Life<'_>) -> Uuid {
+    let id = life.active();
+    life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
+    life.state(id, State::SoftDeleted).unwrap();
+    life.wait_idle(id);
+    id
+}
+
+#[test]
+fn soft_deleting() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.active();
+            life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
+            id
+        },
+        changes: vec![to(State::SoftDeleted)],
+        check: |life, id| {
+            let (domain, record) = (life.world.domain(id).unwrap(), &life.instance(id).record);
+            assert_eq!(life.world.disk_count(), 1);
+            match &record.bin {
+                Some(bin) => {
+                    assert_eq!((bin.state, bin.is_settled, record.autostart), (State::Active, true, true));
+                    assert_eq!((domain.power.is_on(), domain.autostart), (false, false));
+                }
+                None => assert_eq!((life.observed(id), domain.autostart), (State::Active, true)),
+            }
+        },
+    });
+}
+
+#[test]
+fn restoring() {
+    everywhere(&Case {
+        setup: binned,
+        changes: vec![InstanceChange::Restore],
+        check: |life, id| {
+            let domain = life.world.domain(id).unwrap();
+            let expected = if is_binned(life, id) { (false, false) } else { (true, true) };
+            assert_eq!((domain.power.is_on(), domain.autostart), expected);
+            assert_eq!(life.world.disk_count(), 1);
+            assert!(boots(life.world, id) <= 2);
+        },
+    });
+}
+
+#[test]
+fn restoring_in_vain() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = binned(life);
+            life.world.control(json!({ "do": "fault", "call": "start", "mode": "fail" }));
+            id
+        },
+        changes: vec![InstanceChange::Restore],
+        check: |life, id| {
+            assert!(!life.world.domain(id).unwrap().power.is_on());
+            assert_eq!(life.world.disk_count(), 1, "a failed start took a disk");
+            if !is_binned(life, id) {
+                assert_eq!(life.observed(id), State::Stopped);
+                assert!(life.last_error(id).is_some());
+            }
+        },
+    });
+}
+
+#[test]
+fn deleting_for_good() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.draft_with_image();
+            life.tell(id, "#cloud-config");
+            life.state(id, State::Stopped).unwrap();
+            life.state(id, State::SoftDeleted).unwrap();
+            life.wait_idle(id);
+            id
+        },
+        changes: vec![InstanceChange::State(Word::Deleted)],
+        check: |life, id| match life.inventory.instance(id) {
+            Some(_) => {
+                assert!(is_binned(life, id) && life.world.domain(id).is_some());
+                assert_eq!(life.world.disk_count(), 2, "half of it is gone, and nobody goes on");
+            }
+            None => assert_eq!((life.world.domain(id), life.world.disk_count()), (None, 0)),
+        },
+    });
+}
