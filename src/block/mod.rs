@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod directory;
 mod marked;
+pub mod open;
 mod seed;
 pub mod shelf;
 

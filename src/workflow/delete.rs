@@ -11,6 +11,7 @@ use super::events::Entry;
 use super::journal::{is_active, without_disk};
 use super::operation::{Ending, Halt, Run, WhenFull};
 use super::{console_log, drafts_data};
+use crate::block::open;
 use crate::hypervisor::definition::{Definition, names};
 use crate::hypervisor::{Domain, HypervisorError};
 use crate::image;
@@ -158,7 +159,17 @@ fn nobody_uses(run: &Run, path: &Path) -> Result<(), Halt> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    match open::holder(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(holder)) => Err(Halt::Failed(Reason::InUse(format!(
+            "{holder} has {} open; end that first, and ask again",
+            path.display()
+        )))),
+        Err(error) => Err(Halt::Failed(Reason::Failed(format!(
+            "whether anybody has {} open cannot be found out: {error}",
+            path.display()
+        )))),
+    }
 }
 
 fn image(run: &Run) -> Result<Ending, Halt> {

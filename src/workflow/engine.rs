@@ -13,12 +13,13 @@ use super::consoles::{self, Consoles};
 use super::drafts_data::{DraftData, Drafts};
 use super::events::{Entry, EventLog};
 use super::gate::Gate;
+use super::keeper::{self, Keeper};
 use super::lanes::Lanes;
 use super::ledger::{Ledger, now};
 use super::operation::{Edit, Fault};
 use super::reconcile::Reconciler;
 use super::request::{Completion, Submission};
-use super::turn::EngineThread;
+use super::turn::{EngineThread, Inside};
 use super::uptime::{Clock, Uptime};
 use super::{protector, recovery};
 use crate::block::BlockBackend;
@@ -99,6 +100,7 @@ pub(super) struct Shared {
     pub(super) uptime: Uptime,
     pub(super) lanes: Lanes,
     pub(super) shelf: Shelf,
+    pub(super) keeper: keeper::Calls,
     messages: Sender<Message>,
 }
 
@@ -156,8 +158,8 @@ impl Engine {
         let uptime = Uptime::load(&parts.ledger, settings.clock.clone());
         let lanes = Lanes::new(settings.copies_at_once);
         let shelf = Shelf::new(settings.state_directory.join("shelf"));
-        let (gate, drafts) = (Gate::default(), Drafts::default());
-        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, lanes, shelf, messages });
+        let (gate, drafts, keeper) = (Gate::default(), Drafts::default(), keeper::Calls::default());
+        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, lanes, shelf, keeper, messages });
         let mut thread = EngineThread::new(shared.clone());
         if !shared.settings.read_only {
             for unfinished in recovery::unfinished(&shared)? {
@@ -168,6 +170,14 @@ impl Engine {
             .name("engine".to_owned())
             .spawn(move || thread.run(&queue))
             .map_err(|error| StoreError::Failed(format!("no thread for the engine: {error}")))?;
+        if !shared.settings.read_only {
+            let (keeper, inside) = (Keeper::new(shared.clone()), Inside::of(&shared));
+            let spawned = thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+                let _inside = inside;
+                keeper.run();
+            });
+            spawned.map_err(|error| StoreError::Failed(format!("no thread for the bin's keeper: {error}")))?;
+        }
         let consoles = if shared.settings.read_only {
             None
         } else {
@@ -272,6 +282,11 @@ impl Engine {
     /// Removes finished tasks whose time is over. Returns at once.
     pub fn expire(&self) {
         self.shared.tell(Message::Expire);
+    }
+
+    /// Has the bin looked after now, also what failed lately. Returns at once.
+    pub fn keep(&self) {
+        self.shared.wake_keeper(true);
     }
 
     /// Ends the threads. Guests, and operations that are not finished, stay as they are; a thread that hangs in the

@@ -25,6 +25,8 @@ impl Gate {
 
     /// Wakes everyone in [`Gate::sleep`] to look again.
     pub(super) fn wake(&self) {
+        // Whoever has looked and does not sleep yet holds the lock.
+        drop(self.state.lock());
         self.changed.notify_all();
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Accepted {
     /// The instance whose metadata has to follow.
     pub(super) mirror: Option<Uuid>,
     pub(super) entries: Vec<Entry>,
+    /// The object is in the bin: when it expires may be another moment now.
+    pub(super) in_bin: bool,
     /// The uuid is no draft's any more.
     pub(super) forgotten: Option<Uuid>,
 }
@@ -225,6 +227,7 @@ impl Judge<'_, '_> {
         }
         let object = subject.object();
         if changed {
+            accepted.in_bin = object.bin().is_some();
             if let Some(task) = task {
                 if let Object::Instance(instance) = &object
                     && let Some(name) = wanted_name(instance, &task.record.operation)

@@ -21,6 +21,7 @@ mod gate;
 mod import;
 mod journal;
 mod judge;
+mod keeper;
 mod lanes;
 pub mod ledger;
 mod network;

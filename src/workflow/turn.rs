@@ -58,10 +58,10 @@ struct Look {
 }
 
 /// A thread that the end waits for.
-struct Inside(Arc<Shared>);
+pub(super) struct Inside(Arc<Shared>);
 
 impl Inside {
-    fn of(shared: &Arc<Shared>) -> Inside {
+    pub(super) fn of(shared: &Arc<Shared>) -> Inside {
         shared.gate.enter();
         Inside(shared.clone())
     }
@@ -282,7 +282,10 @@ impl EngineThread {
     }
 
     fn accepted(&mut self, submission: Submission, accepted: Accepted) {
-        let Accepted { answer, begun, mirror, entries, forgotten } = accepted;
+        let Accepted { answer, begun, mirror, entries, forgotten, in_bin } = accepted;
+        if in_bin {
+            self.shared.wake_keeper(false);
+        }
         for entry in entries {
             self.shared.parts.events.record(entry);
         }

@@ -26,7 +26,7 @@ use instancefs::workflow::events::EventLog;
 use instancefs::workflow::ledger::Ledger;
 use instancefs::workflow::reconcile::{self, Reconciler};
 use instancefs::workflow::request::{Request, Submission, Wait};
-use instancefs::workflow::uptime::SystemClock;
+use instancefs::workflow::uptime::{Clock, SystemClock};
 use instancefs::workflow::{self, Engine, Parts, Settings};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -323,7 +323,54 @@ impl World {
     }
 }
 
-fn active_image(id: Uuid, number: u64) -> Image {
+/// Clocks that a test sets.
+pub struct TestClock {
+    now: Mutex<u64>,
+    boot: Mutex<String>,
+    since_boot: Mutex<Duration>,
+}
+
+impl TestClock {
+    pub fn new() -> Arc<TestClock> {
+        let (now, since_boot) = (Mutex::new(1_700_000_000), Mutex::new(Duration::from_secs(1000)));
+        Arc::new(TestClock { now, boot: Mutex::new("first".to_owned()), since_boot })
+    }
+
+    /// Time passes.
+    pub fn pass(&self, time: Duration) {
+        *self.now.lock() += time.as_secs();
+        *self.since_boot.lock() += time;
+    }
+
+    /// Somebody sets the wall clock.
+    pub fn set(&self, change: impl FnOnce(u64) -> u64) {
+        let mut now = self.now.lock();
+        *now = change(*now);
+    }
+
+    /// The host is off for so long, and boots.
+    pub fn reboot(&self, off: Duration) {
+        *self.now.lock() += off.as_secs();
+        *self.since_boot.lock() = Duration::from_secs(1);
+        self.boot.lock().push('!');
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> u64 {
+        *self.now.lock()
+    }
+
+    fn boot(&self) -> String {
+        self.boot.lock().clone()
+    }
+
+    fn since_boot(&self) -> Duration {
+        *self.since_boot.lock()
+    }
+}
+
+pub fn active_image(id: Uuid, number: u64) -> Image {
     let ownership = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };
     let record = ImageRecord {
         disk_format: Some(Format::Qcow2),

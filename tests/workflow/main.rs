@@ -5,6 +5,7 @@ mod boot;
 mod crash;
 mod define_again;
 mod image;
+mod keeper;
 mod lab;
 mod power;
 mod reconfigure;

@@ -1,0 +1,230 @@
+//! What is done without anybody asking for it at that moment: the bin is emptied of what has expired, and what a move
+//! into the bin left to do is tried again.
+//!
+//! The keeper asks like everybody else, as the daemon itself, so that the judge and the operation look at everything
+//! again. It calls nobody and waits for no operation: an object that has a task is left alone. What is refused is asked
+//! once, so that the refusal is seen, and again when there would be another answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::delete;
+use super::engine::{Message, Shared};
+use super::request::{Request, Submission, Wait};
+use crate::inventory::{Image, Instance};
+use crate::model::caller::Caller;
+use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
+use crate::model::reason::Reason;
+use crate::model::record::BinEntry;
+use crate::model::{image, instance};
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(60);
+/// What was begun and may have failed is asked for again after [`EVERY`], doubled so often.
+const DOUBLINGS: u32 = 6;
+/// How often the host's uptime is stored while something waits for it. A crash of the host costs so much of it.
+const STORE_EVERY: Duration = Duration::from_secs(600);
+
+/// How others call it.
+#[derive(Default)]
+pub(super) struct Calls {
+    /// Look now.
+    look: AtomicBool,
+    /// And ask again at once for what may have failed.
+    impatient: AtomicBool,
+}
+
+impl Shared {
+    /// Has the keeper look now.
+    pub(super) fn wake_keeper(&self, impatient: bool) {
+        self.keeper.impatient.fetch_or(impatient, Ordering::AcqRel);
+        self.keeper.look.store(true, Ordering::Release);
+        self.gate.wake();
+    }
+}
+
+/// Both clocks.
+#[derive(Clone, Copy)]
+struct Moment {
+    /// Unix seconds.
+    now: u64,
+    /// Seconds.
+    uptime: u64,
+}
+
+/// What is to be done about an object.
+enum Wanted<C> {
+    /// Ask for this; the file is named where it is refused.
+    Now(C, &'static str),
+    /// Nothing for so many seconds.
+    Later(u64),
+    Nothing,
+}
+
+/// What was asked for an object.
+struct Asked {
+    /// The refusal that was shown.
+    refusal: Option<Reason>,
+    tries: u32,
+    not_before: Instant,
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    asked: HashMap<Uuid, Asked>,
+    stored: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>) -> Keeper {
+        Keeper { shared, asked: HashMap::new(), stored: Instant::now() }
+    }
+
+    /// Until the engine ends.
+    pub(super) fn run(mut self) {
+        loop {
+            let pause = self.look();
+            let shared = &self.shared;
+            shared.gate.sleep(pause, &|| shared.keeper.look.swap(false, Ordering::AcqRel));
+            if shared.gate.stopping() {
+                self.store_uptime();
+                return;
+            }
+        }
+    }
+
+    /// Looks at everything; says when to look again.
+    fn look(&mut self) -> Duration {
+        if self.shared.keeper.impatient.swap(false, Ordering::AcqRel) {
+            for asked in self.asked.values_mut() {
+                asked.not_before = Instant::now();
+                asked.tries = 0;
+            }
+        }
+        let moment = Moment { now: self.shared.settings.clock.now(), uptime: self.shared.uptime.seconds() };
+        let inventory = self.shared.parts.ledger.inventory().clone();
+        let unreachable = inventory.health().hypervisor.unreachable().map(str::to_owned);
+        let caller = Caller::daemon();
+        let mut pause = EVERY;
+        let mut ripe = Vec::new();
+        for instance in inventory.instances() {
+            match of_instance(&instance, moment) {
+                Wanted::Nothing => {}
+                Wanted::Later(seconds) => pause = pause.min(Duration::from_secs(seconds)),
+                Wanted::Now(change, file) => {
+                    ripe.push(instance.id);
+                    if instance.task.is_none() {
+                        let verdict = judged_instance(&instance, &caller, unreachable.as_deref(), &change);
+                        let request = Request::Instance { id: instance.id, changes: vec![change] };
+                        self.ask(&caller, instance.id, verdict, request, file);
+                    }
+                }
+            }
+        }
+        for image in inventory.images() {
+            match of_image(&image, moment) {
+                Wanted::Nothing => {}
+                Wanted::Later(seconds) => pause = pause.min(Duration::from_secs(seconds)),
+                Wanted::Now(change, file) => {
+                    ripe.push(image.id);
+                    if image.task.is_none() {
+                        let path = self.shared.image_path(image.id);
+                        let verdict = judge_image(&image.situation(&caller), &image.record, &change)
+                            .and_then(|_| delete::may_delete_image(&inventory, &image, &path))
+                            .and_then(|()| instance::reachable(unreachable.as_deref()));
+                        let request = Request::Image { id: image.id, changes: vec![change] };
+                        self.ask(&caller, image.id, verdict, request, file);
+                    }
+                }
+            }
+        }
+        self.asked.retain(|id, _| ripe.contains(id));
+        if self.stored.elapsed() >= STORE_EVERY {
+            self.store_uptime();
+        }
+        pause
+    }
+
+    /// Asks, unless the answer is known.
+    fn ask(&mut self, caller: &Caller, id: Uuid, verdict: Result<(), Reason>, request: Request, file: &'static str) {
+        let now = Instant::now();
+        let asked = self.asked.entry(id).or_insert(Asked { refusal: None, tries: 0, not_before: now });
+        match verdict {
+            // It is shown by `health`, and does not last.
+            Err(Reason::Unreachable(_)) => return,
+            Err(reason) if asked.refusal.as_ref() == Some(&reason) => return,
+            Err(reason) => {
+                log::warn!("{id} is left as it is: {reason}");
+                asked.refusal = Some(reason);
+            }
+            Ok(()) if now < asked.not_before => return,
+            Ok(()) => {
+                asked.refusal = None;
+                asked.not_before = now + EVERY * (1 << asked.tries.min(DOUBLINGS));
+                asked.tries += 1;
+            }
+        }
+        self.shared.tell(Message::Submit(Submission {
+            caller: caller.clone(),
+            file: file.to_owned(),
+            request,
+            wait: Wait::Accepted,
+            done: Box::new(|_shown_with_the_object| {}),
+        }));
+    }
+
+    /// Stores the host's uptime if something waits for it.
+    fn store_uptime(&mut self) {
+        self.stored = Instant::now();
+        let inventory = self.shared.parts.ledger.inventory();
+        let waits = |entry: Option<&BinEntry>| entry.is_some_and(|entry| entry.expiry.is_some());
+        let is_awaited = inventory.images().iter().any(|image| waits(image.record.bin.as_ref()))
+            || inventory.instances().iter().any(|instance| waits(instance.record.bin.as_ref().map(|bin| &bin.entry)));
+        if is_awaited && let Err(error) = self.shared.uptime.store(&self.shared.parts.ledger) {
+            log::warn!("how long the host was up is not stored: {error}");
+        }
+    }
+}
+
+fn of_instance(instance: &Instance, moment: Moment) -> Wanted<InstanceChange> {
+    let Some(bin) = &instance.record.bin else { return Wanted::Nothing };
+    let deletion = InstanceChange::State(instance::Word::Deleted);
+    match expires(&bin.entry, moment, deletion) {
+        Wanted::Now(deletion, file) => Wanted::Now(deletion, file),
+        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Now(InstanceChange::SettleBin, "state"),
+        later @ (Wanted::Later(_) | Wanted::Nothing) => later,
+    }
+}
+
+fn of_image(image: &Image, moment: Moment) -> Wanted<ImageChange> {
+    let deletion = ImageChange::State(image::Word::Deleted);
+    image.record.bin.as_ref().map_or(Wanted::Nothing, |entry| expires(entry, moment, deletion))
+}
+
+fn expires<C>(entry: &BinEntry, moment: Moment, deletion: C) -> Wanted<C> {
+    match entry.expires(moment.now).map(|expiry| expiry.left(moment.now, moment.uptime)) {
+        Some(0) => Wanted::Now(deletion, "expires_at"),
+        Some(seconds) => Wanted::Later(seconds),
+        None => Wanted::Nothing,
+    }
+}
+
+fn judged_instance(
+    instance: &Instance,
+    caller: &Caller,
+    unreachable: Option<&str>,
+    change: &InstanceChange,
+) -> Result<(), Reason> {
+    let situation = instance.situation(caller, unreachable);
+    match judge_instance(&situation, &instance.record, instance.name(), change)? {
+        Effect::Start(crate::model::task::Operation::Delete) => delete::may_delete_instance(instance),
+        Effect::Start(_) | Effect::AlreadyTrue | Effect::Record | Effect::Join | Effect::Reset | Effect::Remove => {
+            Ok(())
+        }
+    }
+}
