@@ -110,8 +110,9 @@ fn the_last_change_before_a_move_is_heard_and_so_is_every_one_in_the_bin() {
             // Written as a document, so that the write itself is no event of the file.
             daemon.set(home.join("spec.json"), &format!("{{\"description\": \"{text}\"}}"));
         };
-        // The second one waits for its turn, and is announced where the object has gone by then.
         describe(&home, "first");
+        hears_of(&description.0, &description.1, "first");
+        // This one waits for its turn, and is announced where the object has gone by then.
         describe(&home, "second");
         fs::rename(&home, &bin).expect("moved");
         hears_of(&description.0, &description.1, "second");
@@ -137,4 +138,12 @@ fn a_name_moved_into_the_bin_is_heard_on_its_way_to_the_names_of_the_bin() {
     trash.hears("its object", AddWatchFlags::IN_MOVED_TO, Some(&id.to_string()), 1);
     names.hears("its name", AddWatchFlags::IN_MOVED_TO, Some("web"), 1);
     trash.hears("it went on", AddWatchFlags::IN_MOVED_FROM, Some("web"), 1);
+    // An image that nobody named has its directory's name: the link makes way for the directory.
+    let image = daemon.image().to_string();
+    let link = daemon.path(format!("by-name/images/{image}"));
+    wait_until("the name stands", || link.exists());
+    fs::rename(&link, daemon.path(format!("trash/{image}"))).expect("moved");
+    trash.hears("the link, then the object", AddWatchFlags::IN_MOVED_TO, Some(&image), 2);
+    trash.hears("the link went on", AddWatchFlags::IN_MOVED_FROM, Some(&image), 1);
+    names.hears("to the names", AddWatchFlags::IN_MOVED_TO, Some(&image), 1);
 }
