@@ -138,7 +138,7 @@ impl Hammer<'_> {
         let name = self.home.file_name().expect("a name");
         let link = |word: &str| root.join("by-state/instances").join(word).join(name);
         self.each("rename", &|| {
-            let _ = fs::rename(link("active"), link("shelved"));
+            let _ = fs::rename(link("active"), link("rescued"));
             let _ = fs::rename(link("active"), link("paused"));
         });
     }

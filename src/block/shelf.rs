@@ -133,7 +133,9 @@ impl Shelf {
         let failed = |error: io::Error| BlockError::of_write(&parent.display().to_string(), &error);
         let directory = match open(&parent) {
             Ok(directory) => directory,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+                return Ok(());
+            }
             Err(error) => return Err(failed(error)),
         };
         for name in [partial(copy), name(copy)] {

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use instancefs::block::{BlockBackend, DiskRole};
 use instancefs::hypervisor::Hypervisor;
 use instancefs::hypervisor::definition::Definition;
+use instancefs::inventory::Instance;
 use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::TaskState;
@@ -90,6 +92,19 @@ fn is_tidy(life: &Life<'_>) {
         }
     }
     assert_eq!(life.world.disk_count(), recorded, "a disk leaked");
+    let mut copies: Vec<_> = life.inventory.instances().iter().flat_map(|instance| copies_of(instance)).collect();
+    let mut there: Vec<_> = life.world.shelf();
+    (copies.sort(), there.sort());
+    let directory = life.world.directory.path().join("shelf");
+    let copies: Vec<_> = copies.into_iter().map(|copy| directory.join(copy)).collect();
+    assert_eq!(there, copies, "a copy is lost, or leaked");
+}
+
+/// The copies that an instance's record tells of.
+fn copies_of(instance: &Instance) -> Vec<String> {
+    let shelf = instance.record.shelf.iter();
+    let copies = shelf.flat_map(|shelf| shelf.copies.iter().map(|copy| &copy.of).chain(&shelf.former));
+    copies.map(|copy| format!("{}/{}-{}", instance.id, copy.operation, copy.disk.reference)).collect()
 }
 
 fn boots(world: &World, id: Uuid) -> u64 {
@@ -339,6 +354,147 @@ fn rebooting_happens_once_at_most() {
             },
         });
     }
+}
+
+/// An instance with two disks, started with the host.
+fn with_seed(life: &Life<'_>) -> Uuid {
+    let id = life.draft_with_image();
+    life.tell(id, "#cloud-config");
+    life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
+    life.state(id, State::Active).unwrap();
+    id
+}
+
+/// Both disks are there with the bytes that the boot gave them.
+fn has_its_disks(life: &Life<'_>, id: Uuid) {
+    let disks = life.instance(id).record.disks.clone();
+    assert_eq!(disks.len(), 2);
+    for disk in disks {
+        let bytes = std::fs::read_to_string(life.world.disks.path(&disk)).unwrap();
+        assert!(bytes.starts_with(&format!("{} made by ", disk.reference)), "{bytes}");
+    }
+}
+
+/// Running as before, with nothing on the shelf.
+fn was_never_shelved(life: &Life<'_>, id: Uuid) {
+    assert_eq!((life.observed(id), life.world.shelf().len()), (State::Active, 0));
+    assert!(life.world.domain(id).unwrap().autostart);
+    has_its_disks(life, id);
+}
+
+fn is_put_away(life: &Life<'_>, id: Uuid) {
+    assert_eq!(life.world.shelf().len(), 2);
+    assert!(!life.world.domain(id).unwrap().autostart);
+    assert!(life.instance(id).record.autostart);
+    match life.observed(id) {
+        State::Shelved => has_its_disks(life, id),
+        _ => assert_eq!(life.instance(id).record.disks, []),
+    }
+}
+
+#[test]
+fn shelving() {
+    everywhere(&Case {
+        setup: with_seed,
+        changes: vec![to(State::ShelvedOffloaded)],
+        check: |life, id| match life.observed(id) {
+            State::Active => {
+                was_never_shelved(life, id);
+                assert_eq!(boots(life.world, id), 1);
+            }
+            _ => {
+                assert_eq!(life.observed(id), State::ShelvedOffloaded);
+                is_put_away(life, id);
+                assert_eq!(life.last_task(id).record.state, TaskState::Success);
+            }
+        },
+    });
+}
+
+#[test]
+fn shelving_in_vain_at_the_second_disk_leaves_no_copy() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = with_seed(life);
+            *life.world.disks.open_fails.lock() = Some(DiskRole::Seed);
+            id
+        },
+        changes: vec![to(State::Shelved)],
+        check: was_never_shelved,
+    });
+}
+
+#[test]
+fn offloading() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = with_seed(life);
+            life.state(id, State::Shelved).unwrap();
+            id
+        },
+        changes: vec![to(State::ShelvedOffloaded)],
+        check: is_put_away,
+    });
+}
+
+#[test]
+fn unshelving() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = with_seed(life);
+            life.state(id, State::ShelvedOffloaded).unwrap();
+            id
+        },
+        changes: vec![to(State::Active)],
+        check: |life, id| match life.observed(id) {
+            State::ShelvedOffloaded => is_put_away(life, id),
+            state => {
+                has_its_disks(life, id);
+                assert!(life.world.domain(id).unwrap().autostart);
+                assert_eq!((state, boots(life.world, id)), (State::Active, 2));
+                assert_eq!(life.world.shelf().len(), 2);
+            }
+        },
+    });
+}
+
+#[test]
+fn unshelving_in_vain_keeps_the_copies_and_leaves_no_disk() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = with_seed(life);
+            life.state(id, State::ShelvedOffloaded).unwrap();
+            let seed = life.world.shelf().into_iter().find(|copy| copy.to_str().unwrap().ends_with("-seed")).unwrap();
+            std::fs::write(seed, "damaged").unwrap();
+            id
+        },
+        changes: vec![to(State::Active)],
+        check: |life, id| {
+            assert_eq!(life.observed(id), State::ShelvedOffloaded);
+            is_put_away(life, id);
+        },
+    });
+}
+
+#[test]
+fn shelving_again_replaces_the_copies() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = with_seed(life);
+            life.state(id, State::Shelved).unwrap();
+            life.state(id, State::Active).unwrap();
+            assert_eq!(life.world.shelf().len(), 2);
+            id
+        },
+        changes: vec![to(State::Shelved)],
+        check: |life, id| match life.observed(id) {
+            State::Active => {
+                has_its_disks(life, id);
+                assert_eq!(life.world.shelf().len(), 2);
+            }
+            _ => is_put_away(life, id),
+        },
+    });
 }
 
 #[test]

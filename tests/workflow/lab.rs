@@ -63,6 +63,7 @@ pub struct Disks {
     pub grow_fails: Mutex<bool>,
     pub create_fails: Mutex<Option<String>>,
     pub remove_fails: Mutex<bool>,
+    pub open_fails: Mutex<Option<DiskRole>>,
 }
 
 /// Where the files lie.
@@ -121,6 +122,9 @@ impl BlockBackend for Disks {
     }
 
     fn open(&self, record: &DiskRecord) -> Result<File, BlockError> {
+        if *self.open_fails.lock() == Some(record.role) {
+            return Err(BlockError::Failed("a test wants it so".to_owned()));
+        }
         match self.disks.lock().get(&record.reference) {
             Some(operation) if *operation == record.operation => Ok(File::open(self.path(record)).unwrap()),
             Some(_) => Err(BlockError::NotOurs(record.reference.clone())),
