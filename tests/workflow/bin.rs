@@ -360,9 +360,11 @@ fn an_image_goes_into_the_bin_and_comes_back_or_is_deleted_with_its_file_alone()
     std::fs::write(&file, "data").unwrap();
     let state = || life.inventory.image(world.image).map(|image| image.state());
     assert_eq!(image_word(&life, image::Word::Deleted), Err(Reason::NotInBin));
+    let draft = life.draft_with_image();
     bin_image(&life);
     assert_eq!(state(), Some(image::State::SoftDeleted));
-    let draft = life.draft_with_image();
+    let late = life.draft();
+    assert!(life.change(&alice(), late, InstanceChange::Image(world.image)).is_err());
     assert!(life.state(draft, State::Active).is_err(), "nothing is made from what is in the bin");
     life.change_image(&alice(), world.image, ImageChange::Restore).unwrap();
     assert_eq!(state(), Some(image::State::Active));

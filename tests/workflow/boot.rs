@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use instancefs::block::BlockBackend;
 use instancefs::hypervisor::definition::mac_address;
 use instancefs::hypervisor::{Hypervisor, PowerState};
 use instancefs::model::change::InstanceChange;
@@ -38,7 +39,8 @@ fn a_draft_boots_with_a_disk_of_its_own() {
     assert_eq!(world.disks.disks.lock().get(&instance.record.disks[0].reference), Some(&life.last_task(id).id));
     assert_eq!(life.inventory.instance_named(&id.to_string()), Some(id));
     let xml = world.hypervisor.definition(id).unwrap();
-    assert!(xml.contains(&format!("/nowhere/{id}")), "{xml}");
+    let disk = world.disks.path(&instance.record.disks[0]);
+    assert!(xml.contains(disk.to_str().unwrap()), "{xml}");
 }
 
 #[test]
@@ -88,7 +90,7 @@ fn user_data_comes_on_a_disk_of_its_own() {
         format!("user-data: #cloud-config\npassword: secret\nmeta-data: instance-id: {id}\nlocal-hostname: web--1\n")
     );
     let xml = world.hypervisor.definition(id).unwrap();
-    assert!(xml.contains(&format!("/nowhere/{id}-seed")) && !xml.contains("secret"), "{xml}");
+    assert!(xml.contains(&format!("/{id}-seed")) && !xml.contains("secret"), "{xml}");
 }
 
 #[test]
