@@ -119,14 +119,16 @@ pub(super) fn restore(run: &Run, state: State) -> Result<Ending, Halt> {
     match state {
         State::Active | State::Stopped if is_on_shelf(&instance) => shelve::unshelve(run, state == State::Active),
         State::Active => {
-            let domain = defined(run)?;
+            let again = define_if_gone(run)?;
             set_autostart(run, instance.record.autostart)?;
-            if domain.has_managed_save && !is_active(&domain) { power::resume(run) } else { power::start(run) }
+            let domain = power::existing(run)?;
+            let saved = domain.has_managed_save && !is_active(&domain);
+            Ok(both(again, if saved { power::resume(run)? } else { power::start(run)? }))
         }
         State::Stopped => {
-            defined(run)?;
+            let again = define_if_gone(run)?;
             set_autostart(run, instance.record.autostart)?;
-            power::stop(run)
+            Ok(both(again, power::stop(run)?))
         }
         State::Suspended => {
             set_autostart(run, instance.record.autostart)?;
@@ -149,13 +151,23 @@ pub(super) fn restore(run: &Run, state: State) -> Result<Ending, Halt> {
     }
 }
 
-/// The domain, defined again if it was undefined outside meanwhile.
-fn defined(run: &Run) -> Result<Domain, Halt> {
-    if let Some(domain) = run.look()? {
-        return Ok(domain);
+/// Defines the domain again if it was undefined outside.
+fn define_if_gone(run: &Run) -> Result<Option<Ending>, Halt> {
+    match run.look()? {
+        Some(_) if !run.has_begun(define_again::DEFINE)? => Ok(None),
+        // In an earlier life of the program perhaps.
+        Some(_) | None => define_again::define_again(run).map(Some),
     }
-    define_again::define_again(run)?;
-    power::existing(run)
+}
+
+fn both(first: Option<Ending>, then: Ending) -> Ending {
+    match (first, then) {
+        (Some(Ending::Instance(first)), Ending::Instance(then)) => Ending::Instance(Box::new(move |instance| {
+            first(instance);
+            then(instance);
+        })),
+        (Some(_) | None, then) => then,
+    }
 }
 
 fn is_on_shelf(instance: &Instance) -> bool {

@@ -19,7 +19,8 @@ use crate::model::reason::Reason;
 use crate::model::record::{Departure, ErrorLine, Undefined};
 use crate::model::task::{Creation, Operation};
 
-const DEFINE: &str = "define";
+/// The step that defines it.
+pub(super) const DEFINE: &str = "define";
 
 /// Defines a domain from its definition last seen. One that runs without a definition gets it back and runs on.
 pub(super) fn define_again(run: &Run) -> Result<Ending, Halt> {

@@ -5,7 +5,7 @@
 //! again. It calls nobody and waits for no operation: an object that has a task is left alone. What is refused is asked
 //! once, so that the refusal is seen, and again when there would be another answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use crate::model::caller::Caller;
 use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
 use crate::model::reason::Reason;
 use crate::model::record::BinEntry;
+use crate::model::task::Operation;
 use crate::model::{image, instance};
 
 /// How often it looks.
@@ -58,10 +59,13 @@ struct Moment {
 
 /// What is to be done about an object.
 enum Wanted<C> {
-    /// Ask for this; the file is named where it is refused.
-    Now(C, &'static str),
+    /// Its time is over: ask for this.
+    Now(C),
+    /// Something was left to do: ask for this, though not at first sight, since somebody may have given it up.
+    Again(C),
     /// Nothing for so many seconds.
     Later(u64),
+    /// Nothing.
     Nothing,
 }
 
@@ -71,6 +75,13 @@ struct Asked {
     refusal: Option<Reason>,
     tries: u32,
     not_before: Instant,
+}
+
+impl Asked {
+    /// Not asked for yet, and not to be before then.
+    fn new(refusal: Option<Reason>, not_before: Instant) -> Asked {
+        Asked { refusal, tries: 0, not_before }
+    }
 }
 
 /// See the module.
@@ -100,47 +111,51 @@ impl Keeper {
 
     /// Looks at everything; says when to look again.
     fn look(&mut self) -> Duration {
-        if self.shared.keeper.impatient.swap(false, Ordering::AcqRel) {
-            for asked in self.asked.values_mut() {
-                asked.not_before = Instant::now();
-                asked.tries = 0;
-            }
+        let is_impatient = self.shared.keeper.impatient.swap(false, Ordering::AcqRel);
+        if is_impatient {
+            self.asked.values_mut().for_each(|asked| *asked = Asked::new(asked.refusal.take(), Instant::now()));
         }
+        let again = if is_impatient { Duration::ZERO } else { EVERY };
         let moment = Moment { now: self.shared.settings.clock.now(), uptime: self.shared.uptime.seconds() };
         let inventory = self.shared.parts.ledger.inventory().clone();
         let unreachable = inventory.health().hypervisor.unreachable().map(str::to_owned);
         let caller = Caller::daemon();
         let mut pause = EVERY;
-        let mut ripe = Vec::new();
+        let mut ripe = HashSet::new();
         for instance in inventory.instances() {
-            match of_instance(&instance, moment) {
-                Wanted::Nothing => {}
-                Wanted::Later(seconds) => pause = pause.min(Duration::from_secs(seconds)),
-                Wanted::Now(change, file) => {
-                    ripe.push(instance.id);
-                    if instance.task.is_none() {
-                        let verdict = judged_instance(&instance, &caller, unreachable.as_deref(), &change);
-                        let request = Request::Instance { id: instance.id, changes: vec![change] };
-                        self.ask(&caller, instance.id, verdict, request, file);
-                    }
+            let (change, file, first) = match of_instance(&instance, moment) {
+                Wanted::Now(change) => (change, "expires_at", Duration::ZERO),
+                Wanted::Again(change) => (change, "state", again),
+                Wanted::Later(seconds) => {
+                    pause = pause.min(Duration::from_secs(seconds));
+                    continue;
                 }
+                Wanted::Nothing => continue,
+            };
+            ripe.insert(instance.id);
+            if instance.task.is_none() {
+                let verdict = judged_instance(&instance, &caller, unreachable.as_deref(), &change);
+                let request = Request::Instance { id: instance.id, changes: vec![change] };
+                self.ask(&caller, (instance.id, first), verdict, request, file);
             }
         }
         for image in inventory.images() {
-            match of_image(&image, moment) {
-                Wanted::Nothing => {}
-                Wanted::Later(seconds) => pause = pause.min(Duration::from_secs(seconds)),
-                Wanted::Now(change, file) => {
-                    ripe.push(image.id);
-                    if image.task.is_none() {
-                        let path = self.shared.image_path(image.id);
-                        let verdict = judge_image(&image.situation(&caller), &image.record, &change)
-                            .and_then(|_| delete::may_delete_image(&inventory, &image, &path))
-                            .and_then(|()| instance::reachable(unreachable.as_deref()));
-                        let request = Request::Image { id: image.id, changes: vec![change] };
-                        self.ask(&caller, image.id, verdict, request, file);
-                    }
+            let change = match of_image(&image, moment) {
+                Wanted::Now(change) | Wanted::Again(change) => change,
+                Wanted::Later(seconds) => {
+                    pause = pause.min(Duration::from_secs(seconds));
+                    continue;
                 }
+                Wanted::Nothing => continue,
+            };
+            ripe.insert(image.id);
+            if image.task.is_none() {
+                let path = self.shared.image_path(image.id);
+                let verdict = judge_image(&image.situation(&caller), &image.record, &change)
+                    .and_then(|_| delete::may_delete_image(&inventory, &image, &path))
+                    .and_then(|()| instance::reachable(unreachable.as_deref()));
+                let request = Request::Image { id: image.id, changes: vec![change] };
+                self.ask(&caller, (image.id, Duration::ZERO), verdict, request, "expires_at");
             }
         }
         self.asked.retain(|id, _| ripe.contains(id));
@@ -150,10 +165,17 @@ impl Keeper {
         pause
     }
 
-    /// Asks, unless the answer is known.
-    fn ask(&mut self, caller: &Caller, id: Uuid, verdict: Result<(), Reason>, request: Request, file: &'static str) {
+    /// Asks for an object, at first sight of it after some time, unless the answer is known.
+    fn ask(
+        &mut self,
+        caller: &Caller,
+        (id, first): (Uuid, Duration),
+        verdict: Result<(), Reason>,
+        request: Request,
+        file: &'static str,
+    ) {
         let now = Instant::now();
-        let asked = self.asked.entry(id).or_insert(Asked { refusal: None, tries: 0, not_before: now });
+        let asked = self.asked.entry(id).or_insert_with(|| Asked::new(None, now + first));
         match verdict {
             // It is shown by `health`, and does not last.
             Err(Reason::Unreachable(_)) => return,
@@ -193,11 +215,9 @@ impl Keeper {
 
 fn of_instance(instance: &Instance, moment: Moment) -> Wanted<InstanceChange> {
     let Some(bin) = &instance.record.bin else { return Wanted::Nothing };
-    let deletion = InstanceChange::State(instance::Word::Deleted);
-    match expires(&bin.entry, moment, deletion) {
-        Wanted::Now(deletion, file) => Wanted::Now(deletion, file),
-        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Now(InstanceChange::SettleBin, "state"),
-        later @ (Wanted::Later(_) | Wanted::Nothing) => later,
+    match expires(&bin.entry, moment, InstanceChange::State(instance::Word::Deleted)) {
+        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Again(InstanceChange::SettleBin),
+        wanted @ (Wanted::Now(_) | Wanted::Again(_) | Wanted::Later(_) | Wanted::Nothing) => wanted,
     }
 }
 
@@ -208,7 +228,7 @@ fn of_image(image: &Image, moment: Moment) -> Wanted<ImageChange> {
 
 fn expires<C>(entry: &BinEntry, moment: Moment, deletion: C) -> Wanted<C> {
     match entry.expires(moment.now).map(|expiry| expiry.left(moment.now, moment.uptime)) {
-        Some(0) => Wanted::Now(deletion, "expires_at"),
+        Some(0) => Wanted::Now(deletion),
         Some(seconds) => Wanted::Later(seconds),
         None => Wanted::Nothing,
     }
@@ -222,7 +242,7 @@ fn judged_instance(
 ) -> Result<(), Reason> {
     let situation = instance.situation(caller, unreachable);
     match judge_instance(&situation, &instance.record, instance.name(), change)? {
-        Effect::Start(crate::model::task::Operation::Delete) => delete::may_delete_instance(instance),
+        Effect::Start(Operation::Delete) => delete::may_delete_instance(instance),
         Effect::Start(_) | Effect::AlreadyTrue | Effect::Record | Effect::Join | Effect::Reset | Effect::Remove => {
             Ok(())
         }

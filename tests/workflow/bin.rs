@@ -1,5 +1,10 @@
+use std::fs::File;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use instancefs::block::BlockBackend;
+use instancefs::block::directory::DirectoryBackend;
 use instancefs::hypervisor::{Hypervisor, PowerState};
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image;
@@ -7,10 +12,13 @@ use instancefs::model::instance::{State, Word};
 use instancefs::model::reason::Reason;
 use instancefs::model::task::TaskState;
 use instancefs::workflow::request::{Request, Wait};
+use parking_lot::Mutex;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::image::{filled, qcow2};
 use crate::lab::{DEADLINE, Life, World, alice, root, until};
+use crate::requests::Full;
 
 const DELETED: InstanceChange = InstanceChange::State(Word::Deleted);
 
@@ -301,11 +309,80 @@ fn what_was_undefined_outside_can_go_to_the_bin_and_does_not_vanish_there() {
 }
 
 #[test]
+fn what_was_undefined_in_the_bin_is_defined_again_by_the_word_that_takes_it_out() {
+    let world = World::new();
+    let life = world.live();
+    let (off, on) = (binned(&life, life.stopped()), binned(&life, life.active()));
+    for (id, state) in [(off, State::Stopped), (on, State::Active)] {
+        life.reconciler.refresh(id).unwrap();
+        until("its definition was seen", || life.instance(id).record.definition.is_some());
+        world.hypervisor.undefine(id).unwrap();
+        until("it is seen", || life.instance(id).domain.is_none());
+        life.state(id, state).unwrap();
+        assert_eq!((life.observed(id), life.last_error(id)), (state, None));
+    }
+    assert_eq!(world.disk_count(), 2);
+}
+
+#[test]
+fn a_disk_that_somebody_has_open_is_not_removed_and_he_is_named() {
+    let world = World::new();
+    let backend = Arc::new(DirectoryBackend::new(world.directory.path().join("disks"), None));
+    let life = world.live_with(backend.clone());
+    let image = filled(&life, &qcow2());
+    life.change_image(&alice(), image, ImageChange::State(image::Word::State(image::State::Active))).unwrap();
+    let id = life.draft();
+    life.change(&alice(), id, InstanceChange::Image(image)).unwrap();
+    life.state(id, State::Stopped).unwrap();
+    binned(&life, id);
+    let disk = backend.path(&life.instance(id).record.disks[0]);
+    let mut reader = Command::new("sleep").arg("600").stdin(File::open(&disk).unwrap()).spawn().unwrap();
+    let refused = delete(&life, id);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.errno(), libc::EBUSY);
+    assert!(refused.to_string().contains(&format!("the process {} (sleep)", reader.id())), "{refused}");
+    assert!(disk.exists() && world.domain(id).is_some());
+    let bin_image = ImageChange::State(image::Word::State(image::State::SoftDeleted));
+    life.change_image(&alice(), image, bin_image).unwrap();
+    delete(&life, id).unwrap();
+    assert!(!disk.parent().unwrap().exists());
+    let data = life.engine.image_path(image);
+    let mut reader = Command::new("sleep").arg("600").stdin(File::open(&data).unwrap()).spawn().unwrap();
+    let deletion = || life.change_image(&alice(), image, ImageChange::State(image::Word::Deleted));
+    let refused = deletion();
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert_eq!(refused.unwrap_err().errno(), libc::EBUSY);
+    assert!(data.exists());
+    deletion().unwrap();
+    assert!(!data.exists());
+}
+
+#[test]
+fn a_full_disk_refuses_the_bin_and_leaves_everything_where_it_is() {
+    let world = World::new();
+    let store = Arc::new(Full { inner: world.store.clone(), full: Mutex::new(false) });
+    let life = world.live_on(store.clone(), |_| {});
+    let (outside, inside) = (life.active(), binned(&life, life.stopped()));
+    *store.full.lock() = true;
+    assert!(matches!(life.state(outside, State::SoftDeleted), Err(Reason::NoSpace(_))));
+    assert!(matches!(restore(&life, inside), Err(Reason::NoSpace(_))));
+    assert!(matches!(delete(&life, inside), Err(Reason::NoSpace(_))));
+    assert_eq!((life.observed(outside), life.observed(inside)), (State::Active, State::SoftDeleted));
+    assert_eq!((world.power(outside), world.disk_count()), (PowerState::Running, 2));
+    *store.full.lock() = false;
+    delete(&life, inside).unwrap();
+    binned(&life, outside);
+}
+
+#[test]
 fn a_disk_that_another_definition_names_is_not_removed() {
     let world = World::new();
     let life = world.live();
     let id = binned(&life, life.stopped());
-    let disk = instancefs::block::BlockBackend::path(&*world.disks, &life.instance(id).record.disks[0]);
+    let disk = world.disks.path(&life.instance(id).record.disks[0]);
     let other = foreign(&world, &life, "thief", disk.to_str().unwrap());
     let refused = delete(&life, id).unwrap_err();
     assert_eq!((refused.errno(), world.disk_count()), (libc::EBUSY, 1));

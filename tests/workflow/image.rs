@@ -20,7 +20,7 @@ const ACTIVE: ImageChange = ImageChange::State(Word::State(State::Active));
 const DELETED: ImageChange = ImageChange::State(Word::Deleted);
 
 /// A qcow2 of 16 MiB.
-fn qcow2() -> Vec<u8> {
+pub fn qcow2() -> Vec<u8> {
     let directory = tempfile::TempDir::new().unwrap();
     let path = directory.path().join("image");
     let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("16M").status().unwrap();
@@ -50,7 +50,7 @@ fn open(life: &Life<'_>, id: Uuid) -> Writer {
     life.engine.draft_data(id).expect("a draft").open_writer(&alice()).unwrap()
 }
 
-fn filled(life: &Life<'_>, bytes: &[u8]) -> Uuid {
+pub fn filled(life: &Life<'_>, bytes: &[u8]) -> Uuid {
     let id = draft(life);
     write(&open(life, id), 0, bytes).unwrap();
     id

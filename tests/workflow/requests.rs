@@ -16,9 +16,9 @@ use uuid::Uuid;
 use crate::lab::{World, alice, bob, root};
 
 /// A store whose disk is full while a test says so.
-struct Full<S> {
-    inner: S,
-    full: Mutex<bool>,
+pub struct Full<S> {
+    pub inner: S,
+    pub full: Mutex<bool>,
 }
 
 impl<S: Store> Store for Full<S> {
