@@ -1,5 +1,7 @@
 //! The main job on a real guest: libvirt's QEMU driver inside the daemon, and a small Linux that boots.
 
+#[path = "guest/bin.rs"]
+mod bin;
 #[path = "guest/bridge.rs"]
 mod bridge;
 #[path = "guest/network.rs"]
