@@ -86,6 +86,9 @@ fn the_mounted_tree_has_exactly_the_documented_files_with_their_modes() {
     let mut of_task = documented("tasks.md");
     of_task.retain(|(name, _)| name != "spec.json");
     assert_eq!(mounted_object(&task), of_task);
+    let own = daemon.path(format!("tasks/{}", Uuid::new_v4()));
+    fs::create_dir(&own).expect("a draft");
+    assert_eq!(mounted_object(&own), documented("tasks.md"), "a task of one's own has an order beside");
     fs::create_dir(daemon.path("flavors/documented")).expect("a draft");
     assert_eq!(mounted_object(&daemon.path("flavors/documented")), documented("flavors.md"));
     assert_eq!(mounted(&daemon.path("summary")), documented("summary.md"));

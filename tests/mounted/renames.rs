@@ -26,7 +26,6 @@ fn every_move_that_means_nothing_is_refused_and_leaves_its_source() {
     let daemon = Daemon::start(&[]);
     let (web, db) = (daemon.domain("web"), daemon.domain("db"));
     daemon.domain_does(web, "start", "active");
-    let image = daemon.image();
     for name in ["web", "db"] {
         let link = daemon.path(format!("by-name/instances/{name}"));
         wait_until("the name stands", || link.is_symlink());
@@ -35,13 +34,9 @@ fn every_move_that_means_nothing_is_refused_and_leaves_its_source() {
     daemon.set(format!("instances/{db}/locked"), "1");
     let new = Uuid::new_v4();
     let mut table = vec![
-        (format!("instances/{web}"), format!("trash/{web}"), libc::EOPNOTSUPP),
-        (format!("images/{image}"), format!("trash/{image}"), libc::EOPNOTSUPP),
         (format!("instances/{db}"), format!("trash/{db}"), libc::EPERM),
         (format!("instances/{web}"), "trash/other".to_owned(), libc::EPERM),
-        ("by-name/instances/web".to_owned(), "trash/web".to_owned(), libc::EOPNOTSUPP),
         ("by-name/instances/db".to_owned(), "trash/db".to_owned(), libc::EPERM),
-        (format!("by-name/images/{image}"), format!("trash/{image}"), libc::EOPNOTSUPP),
         (format!("instances/{web}"), format!("instances/{new}"), libc::EPERM),
         (format!("instances/{web}"), format!("instances/{db}"), libc::EPERM),
         (format!("instances/{web}"), format!("images/{web}"), libc::EPERM),
@@ -69,7 +64,6 @@ fn every_move_that_means_nothing_is_refused_and_leaves_its_source() {
         ("draft", libc::EPERM),
         ("error", libc::EPERM),
         ("rescued", libc::EOPNOTSUPP),
-        ("soft_deleted", libc::EOPNOTSUPP),
     ] {
         table.push((active.clone(), format!("by-state/instances/{word}/{web}"), want));
     }
@@ -98,16 +92,6 @@ fn every_move_that_means_nothing_is_refused_and_leaves_its_source() {
     }
     let locked = daemon.read(format!("instances/{db}/last_error"));
     assert!(locked.contains("locked"), "{locked}");
-}
-
-#[test]
-fn a_refused_move_into_the_bin_says_why() {
-    let daemon = Daemon::start(&[]);
-    let id = daemon.domain("web");
-    let refused = fs::rename(daemon.path(format!("instances/{id}")), daemon.path(format!("trash/{id}")));
-    assert_eq!(errno(refused), libc::EOPNOTSUPP);
-    let last = daemon.read(format!("instances/{id}/last_error"));
-    assert!(last.contains(" mv: EOPNOTSUPP: ") && last.contains("the bin"), "{last}");
 }
 
 #[test]
