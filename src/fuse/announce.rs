@@ -226,7 +226,9 @@ impl Publisher {
             return;
         }
         edge.interface.names().publish(node, number, to.clone());
-        edge.links_changed(class, number);
+        if position != Position::State && from.is_some() {
+            edge.links_changed(class, number);
+        }
         let directories: HashSet<_> = from.iter().chain(&to).map(|place| place.directory).collect();
         let stale = from.map(Stale::Entry).into_iter().chain(directories.iter().copied().map(Stale::Directory));
         for directory in &directories {

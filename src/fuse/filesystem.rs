@@ -225,9 +225,7 @@ impl Filesystem for Frontend {
         let done = Box::new(move |result: Result<(), Reason>| {
             if let Some((node, before)) = before {
                 tell.admitted(node, &before);
-                if let Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) =
-                    node
-                {
+                if let Node::Object(class, number) | Node::NameLink(class, number) = node {
                     tell.links_changed(class, number);
                 }
             }

@@ -23,6 +23,7 @@ mod handle;
 mod inode;
 mod job;
 mod pool;
+mod published;
 mod queue;
 mod watch;
 

@@ -155,6 +155,12 @@ impl Reason {
         if refused.is_empty() { None } else { Some(Reason::Document { refused, more }) }
     }
 
+    /// The same of a move, which never answers `EINVAL`: mv takes that for a loop of directories.
+    #[must_use]
+    pub fn of_move(self) -> Reason {
+        if self.errno() == libc::EINVAL { Reason::Policy(self.to_string()) } else { self }
+    }
+
     /// The place in the interface's order of refusals, in which the first match decides.
     fn precedence(&self) -> u8 {
         match self {

@@ -12,7 +12,7 @@ use super::content::{Rendered, find, link, snapshot};
 use super::directory::rows;
 use super::names::{Names, Place, Position};
 use super::node::{Directory, Node};
-use super::rename::{self, End, Move};
+use super::rename;
 use super::root;
 use super::scratch::{self, Scratch};
 use super::stat::private;
@@ -20,7 +20,7 @@ use super::{
     Admission, Attributes, CallerOf, Content, Data, Grant, Interface, NodeCompletion, OpenFile, Touched, directory,
     document, fixed, flavor, image, instance, rights, task, view, write,
 };
-use crate::inventory::{Change, Inventory, Object, Update};
+use crate::inventory::{Change, Inventory, Object};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
@@ -98,7 +98,7 @@ impl Tree {
         }
     }
 
-    fn entry(&self, parent: Node, name: &str) -> Option<Node> {
+    pub(super) fn entry(&self, parent: Node, name: &str) -> Option<Node> {
         match parent {
             Node::Directory(directory) => fixed::lookup(directory, name)
                 .and_then(|node| self.present(node))
@@ -122,7 +122,7 @@ impl Tree {
         }
     }
 
-    fn submit(&self, caller: Caller, file: &str, request: Request, wait: Wait, done: Completion) {
+    pub(super) fn submit(&self, caller: Caller, file: &str, request: Request, wait: Wait, done: Completion) {
         self.engine.submit(Submission { caller, file: file.to_owned(), request, wait, done });
     }
 
@@ -385,65 +385,7 @@ impl Interface for Tree {
     }
 
     fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion) {
-        let from = End { directory: from.0, name: from.1, node: self.entry(from.0, from.1) };
-        let to = End { directory: to.0, name: to.1, node: self.entry(to.0, to.1) };
-        let object = from.node.and_then(|node| self.object(node));
-        let identity = object.as_ref().map(|object| (object.class(), object.id()));
-        let meaning = rename::meaning(from, to, object.as_ref()).and_then(|meaning| {
-            if let Move::Scratch(serial) | Move::Replace(serial, _) = meaning {
-                self.own_scratch(serial, &caller)?;
-            }
-            if let Some(Node::Scratch(replaced)) = to.node {
-                self.own_scratch(replaced, &caller)?;
-            }
-            Ok(meaning)
-        });
-        match meaning {
-            Err(reason) => self.engine.refuse(&caller, identity, "mv", &reason, done),
-            Ok(Move::Scratch(serial)) => {
-                if !self.is_temporary(from.directory, to.name) {
-                    return done(Err(Reason::NotFound(format!("attribute {:?}", to.name))));
-                }
-                self.scratch.rename(serial, to.name);
-                done(Ok(()));
-            }
-            Ok(Move::Replace(serial, attribute)) => {
-                let content = self.scratch.content(serial).unwrap_or_default();
-                let generation = self.generation(attribute);
-                let tree = self.clone();
-                let file = OpenFile { node: attribute, generation, written: false };
-                let forgotten: Completion = Box::new(move |outcome| {
-                    if outcome.is_ok() {
-                        tree.scratch.remove(serial);
-                    }
-                    done(outcome);
-                });
-                self.write_value(file, caller, &content, Wait::Accepted, forgotten);
-            }
-            Ok(Move::Ask(request)) => {
-                let moved = match (from.node, to.directory) {
-                    (Some(node), Node::Directory(directory)) => {
-                        Some((node, Place { directory, name: to.name.to_owned() }))
-                    }
-                    _ => None,
-                };
-                let tree = self.clone();
-                let number = object.as_ref().map_or(0, Object::number);
-                let published: Completion = Box::new(move |outcome| {
-                    let moved = moved.filter(|_| outcome.is_ok());
-                    if let Some((node, place)) = moved {
-                        tree.names.publish(node, number, Some(place));
-                        if let Some((class, id)) = identity {
-                            // It stands where the kernel believes that the user put it, and goes on from there: a
-                            // link to its task's directory, a name in the bin to the bin's names.
-                            tree.inventory.apply(vec![Update::Moved(class, id)]);
-                        }
-                    }
-                    done(outcome.map_err(rename::as_policy));
-                });
-                self.submit(caller, "mv", request, Wait::Accepted, published);
-            }
-        }
+        rename::rename(self, from, to, caller, done);
     }
 
     fn create(&self, parent: Node, name: &str, caller: Caller) -> Result<Node, Reason> {
@@ -516,19 +458,19 @@ impl Tree {
         format!("{}{}/{}", "../".repeat(depth), fixed::path(home.directory).display(), home.name)
     }
 
-    fn is_temporary(&self, parent: Node, name: &str) -> bool {
+    pub(super) fn is_temporary(&self, parent: Node, name: &str) -> bool {
         let names = self.replaceable(parent);
         names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))
     }
 
     /// Whether a temporary file is the caller's, or he is root.
-    fn own_scratch(&self, serial: u64, caller: &Caller) -> Result<(), Reason> {
+    pub(super) fn own_scratch(&self, serial: u64, caller: &Caller) -> Result<(), Reason> {
         let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);
         if is_his { Ok(()) } else { Err(Reason::Policy("this temporary file belongs to somebody else".into())) }
     }
 
     /// One write of a value. For a rename it does not wait for the work: the kernel holds locks meanwhile.
-    fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
+    pub(super) fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
         let Some(object) = self.object(file.node) else {
             return done(Err(Reason::NotFound("such object any more".into())));
         };

@@ -1,17 +1,23 @@
 //! The table of renames: which moves mean something, and what.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
+use super::interface::Tree;
+use super::names::Place;
 use super::node::{Directory, Node, words};
 use super::reference::canonical_uuid;
 use super::value::{escape, instance_name, name, text, unescape};
-use crate::inventory::Object;
+use super::{Interface, OpenFile};
+use crate::inventory::{Object, Update};
 use crate::model::Class;
+use crate::model::caller::Caller;
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::{self, FlavorChange};
 use crate::model::reason::Reason;
 use crate::model::{image, instance};
-use crate::workflow::request::Request;
+use crate::workflow::request::{Completion, MOVE, Request, Wait};
 
 /// What an allowed rename does.
 #[derive(Debug)]
@@ -33,6 +39,68 @@ pub struct End<'a> {
     pub name: &'a str,
     /// What stands there now.
     pub node: Option<Node>,
+}
+
+/// Does what a rename means. It is answered when that is accepted, and never waits for the work: the kernel holds locks
+/// meanwhile.
+pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion) {
+    let from = End { directory: from.0, name: from.1, node: tree.entry(from.0, from.1) };
+    let to = End { directory: to.0, name: to.1, node: tree.entry(to.0, to.1) };
+    let object = from.node.and_then(|node| tree.object(node));
+    let identity = object.as_ref().map(|object| (object.class(), object.id()));
+    let meaning = meaning(from, to, object.as_ref()).and_then(|meaning| {
+        if let Move::Scratch(serial) | Move::Replace(serial, _) = meaning {
+            tree.own_scratch(serial, &caller)?;
+        }
+        if let Some(Node::Scratch(replaced)) = to.node {
+            tree.own_scratch(replaced, &caller)?;
+        }
+        Ok(meaning)
+    });
+    match meaning {
+        Err(reason) => tree.engine.refuse(&caller, identity, MOVE, &reason, done),
+        Ok(Move::Scratch(serial)) => {
+            if !tree.is_temporary(from.directory, to.name) {
+                return done(Err(Reason::NotFound(format!("attribute {:?}", to.name))));
+            }
+            tree.scratch.rename(serial, to.name);
+            done(Ok(()));
+        }
+        Ok(Move::Replace(serial, attribute)) => {
+            let content = tree.scratch.content(serial).unwrap_or_default();
+            let generation = tree.generation(attribute);
+            let kept = tree.clone();
+            let file = OpenFile { node: attribute, generation, written: false };
+            let forgotten: Completion = Box::new(move |outcome| {
+                if outcome.is_ok() {
+                    kept.scratch.remove(serial);
+                }
+                done(outcome);
+            });
+            tree.write_value(file, caller, &content, Wait::Accepted, forgotten);
+        }
+        Ok(Move::Ask(request)) => {
+            let moved = match (from.node, to.directory) {
+                (Some(node), Node::Directory(directory)) => Some((node, Place { directory, name: to.name.to_owned() })),
+                _ => None,
+            };
+            let kept = tree.clone();
+            let number = object.as_ref().map_or(0, Object::number);
+            let published: Completion = Box::new(move |outcome| {
+                let moved = moved.filter(|_| outcome.is_ok());
+                if let Some((node, place)) = moved {
+                    kept.names.publish(node, number, Some(place));
+                    if let Some((class, id)) = identity {
+                        // It stands where the kernel believes that the user put it, and goes on from there: a
+                        // link to its task's directory, a name in the bin to the bin's names.
+                        kept.inventory.apply(vec![Update::Moved(class, id)]);
+                    }
+                }
+                done(outcome);
+            });
+            tree.submit(caller, MOVE, request, Wait::Accepted, published);
+        }
+    }
 }
 
 /// What the rename means. `object` is the object behind `from`, if it is one or a link to one.
@@ -80,15 +148,10 @@ pub fn meaning(from: End<'_>, to: End<'_>, object: Option<&Object>) -> Result<Mo
             let wanted =
                 unescape(to.name).ok_or_else(|| Reason::Policy("this is no name as by-name writes it".into()))?;
             let (class, id) = identity(object)?;
-            renamed(class, id, &wanted).map_err(as_policy)
+            renamed(class, id, &wanted).map_err(Reason::of_move)
         }
         _ => Err(no_meaning()),
     }
-}
-
-/// Moves never answer `EINVAL`, which mv takes for a loop of directories.
-pub fn as_policy(reason: Reason) -> Reason {
-    if reason.errno() == libc::EINVAL { Reason::Policy(reason.to_string()) } else { reason }
 }
 
 fn identity(object: Option<&Object>) -> Result<(Class, Uuid), Reason> {
@@ -127,13 +190,15 @@ fn out_of_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
 
 fn state(class: Class, id: Uuid, word: &str) -> Result<Move, Reason> {
     match class {
-        Class::Instance => {
-            instance::Word::parse(word).map(|word| ask_instance(id, InstanceChange::State(word))).map_err(as_policy)
+        Class::Instance => instance::Word::parse(word)
+            .map(|word| ask_instance(id, InstanceChange::State(word)))
+            .map_err(Reason::of_move),
+        Class::Image => {
+            image::Word::parse(word).map(|word| ask_image(id, ImageChange::State(word))).map_err(Reason::of_move)
         }
-        Class::Image => image::Word::parse(word).map(|word| ask_image(id, ImageChange::State(word))).map_err(as_policy),
         Class::Flavor => flavor::Word::parse(word)
             .map(|word| Move::Ask(Request::Flavor { id, changes: vec![FlavorChange::State(word)] }))
-            .map_err(as_policy),
+            .map_err(Reason::of_move),
         Class::Task => Err(no_meaning()),
     }
 }

@@ -155,6 +155,8 @@ instancefs: the virtual machines of this host as files.
   mv trash/$u instances/$u                        back again; trash/$u/expires_at says until when
   echo deleted > trash/$u/state                   gone for good, with the disks that instancefs made for it
 
+  echo 1 > instances/$u/last_task/cancel          gives up what runs on it, and undoes what that did
+
 A value is one line. One write is one command; writing what is already true succeeds and changes nothing.
 rm, rmdir and the like never delete a machine. Every change raises inotify and poll events.
 Moves that mean something: an object into trash/ and back (also from by-name/), a link in by-state/ to another state, a

@@ -346,7 +346,7 @@ impl Run {
                 forgets_crash = cancelled && !record.is_cancelled;
                 record.message = match &reason {
                     Some(reason) => reason.to_string(),
-                    None if was_asked => TOO_LATE.to_owned(),
+                    None if was_asked || record.is_cancelled => TOO_LATE.to_owned(),
                     None => String::new(),
                 };
                 record.errno = reason.as_ref().map_or(0, Reason::errno);

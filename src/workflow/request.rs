@@ -12,6 +12,9 @@ use crate::model::task::Import;
 /// The file whose change sets are whole documents: what is wrong with one is said key by key.
 pub const DOCUMENT: &str = "spec.json";
 
+/// What moves are called, whose refusals are [`Reason::of_move`].
+pub const MOVE: &str = "mv";
+
 /// Called exactly once with the outcome; from any thread, never while a lock is held.
 pub type Completion = Box<dyn FnOnce(Result<(), Reason>) + Send>;
 

@@ -17,7 +17,7 @@ use super::engine::{Message, Shared, line, refusal, remember_for_caller};
 use super::judge::{Accepted, Answer, Judge, Names};
 use super::ledger::now;
 use super::operation::{Fault, Run};
-use super::request::{Completion, Request, Submission, Wait};
+use super::request::{Completion, MOVE, Request, Submission, Wait};
 use super::{power, recovery};
 use crate::hypervisor::HypervisorError;
 use crate::inventory::{Object, Task};
@@ -186,7 +186,10 @@ impl EngineThread {
             for message in messages {
                 match message {
                     Message::Submit(submission) => {
-                        let verdict = judge.judge(&submission.caller, &submission.file, &submission.request);
+                        let mut verdict = judge.judge(&submission.caller, &submission.file, &submission.request);
+                        if submission.file == MOVE {
+                            verdict = verdict.map_err(Reason::of_move);
+                        }
                         if let Err(reason) = &verdict {
                             let line = line(&submission.caller, &submission.file, reason);
                             judge.refuse(submission.request.object(), line);

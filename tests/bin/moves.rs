@@ -236,6 +236,7 @@ fn moves_that_mean_nothing_or_are_not_allowed_are_refused_and_nothing_is_copied_
         }
         assert!(from.symlink_metadata().is_ok(), "{what}");
     }
+    assert!(daemon.read(format!("instances/{draft}/last_error")).contains(" mv: EPERM: "), "the errno that mv got");
     let locked_said = daemon.read(format!("instances/{locked}/last_error"));
     let by = daemon.read(format!("instances/{locked}/locked_by"));
     assert!(locked_said.contains(&format!("locked by {by}")) && locked_said.contains(" since 20"), "{locked_said}");

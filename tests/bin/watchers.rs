@@ -2,18 +2,23 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use uuid::Uuid;
 
-use crate::support::{Daemon, wait_until};
+use crate::support::{Daemon, signal, wait_until};
 
 const NAMES: AddWatchFlags = AddWatchFlags::IN_MOVED_FROM
     .union(AddWatchFlags::IN_MOVED_TO)
     .union(AddWatchFlags::IN_CREATE)
     .union(AddWatchFlags::IN_DELETE);
+
+/// Its name, a move into the bin, and one out of it.
+type Way<'a> = (&'a str, &'a dyn Fn(), &'a dyn Fn());
 
 struct Heard {
     inotify: Inotify,
@@ -57,7 +62,7 @@ fn a_move_is_heard_once_in_both_directories_whoever_makes_it() {
                 fs::read_to_string(daemon.path(format!("{place}/{id}/task"))).is_ok_and(|task| task == "\n")
             })
         };
-        let ways: [(&str, &dyn Fn(), &dyn Fn()); 2] = [
+        let ways: [Way<'_>; 2] = [
             ("by a user's move", &|| fs::rename(&home, &bin).expect("moved"), &|| {
                 fs::rename(&bin, &home).expect("moved");
             }),
@@ -123,6 +128,81 @@ fn the_last_change_before_a_move_is_heard_and_so_is_every_one_in_the_bin() {
         describe(&bin, "third");
         hears_of(&description.0, &description.1, "third");
     }
+}
+
+#[test]
+fn deletion_for_good_is_heard_in_the_bin_and_nowhere_before() {
+    let daemon = Daemon::start(&[]);
+    let image = daemon.image();
+    let (home, bin) = (daemon.path(format!("images/{image}")), daemon.path(format!("trash/{image}")));
+    let mut classes = Heard::of(&daemon.path("images"), NAMES);
+    let mut trash = Heard::of(&daemon.path("trash"), NAMES);
+    fs::rename(&home, &bin).expect("moved");
+    let name = daemon.path(format!("by-name/trash/{image}"));
+    wait_until("its name is there", || name.exists());
+    daemon.set(bin.join("state"), "deleted");
+    let id = image.to_string();
+    trash.hears("it is gone", AddWatchFlags::IN_DELETE, Some(&id), 1);
+    wait_until("its links too", || !name.is_symlink() && !bin.exists());
+    classes.hears("it went away once", AddWatchFlags::IN_MOVED_FROM, Some(&id), 1);
+    assert!(!classes.events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_DELETE)));
+}
+
+/// The announcer of a daemon, whichever of its threads has started it.
+fn announcer(daemon: &Daemon) -> u32 {
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("threads").flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let mut children: Vec<u32> = children
+        .flat_map(|pids| pids.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect();
+    children.retain(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains("\0announcer\0"))
+    });
+    assert_eq!(children.len(), 1, "one announcer");
+    children[0]
+}
+
+#[test]
+fn without_an_announcer_it_is_moved_all_the_same_and_whoever_is_inside_goes_along() {
+    let daemon = Daemon::start(&[]);
+    let id = daemon.domain("web");
+    let (home, bin) = (daemon.path(format!("instances/{id}")), daemon.path(format!("trash/{id}")));
+    let inside = fs::File::open(&home).expect("a directory");
+    let file = File::open(home.join("state")).expect("opens");
+    let inside_reads = |name: &str| fs::read_to_string(format!("/proc/self/fd/{}/{name}", inside.as_raw_fd()));
+    signal(announcer(&daemon), libc::SIGSTOP);
+    daemon.set(home.join("state"), "soft_deleted");
+    wait_until("it is moved", || bin.join("class").exists() && !home.exists());
+    assert_eq!(inside_reads("class").expect("readable"), "instances\n");
+    assert_eq!(inside_reads("state").expect("readable"), "soft_deleted\n");
+    let mut bytes = [0; 13];
+    file.read_exact_at(&mut bytes, 0).expect("readable");
+    assert_eq!(&bytes, b"soft_deleted\n");
+    wait_until("it is put away", || daemon.read(bin.join("task")).is_empty());
+    fs::rename(&bin, &home).expect("moved back");
+    wait_until("it is back", || daemon.read(home.join("state")) == "stopped");
+    assert_eq!(inside_reads("state").expect("readable"), "stopped\n");
+    signal(announcer(&daemon), libc::SIGCONT);
+}
+
+#[test]
+fn whoever_waits_for_an_object_follows_it() {
+    let daemon = Daemon::start(&["--settle", "0s"]);
+    let id = daemon.domain("web");
+    daemon.domain_does(id, "start", "active");
+    let wait = |path: &str, word: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_instancefs"));
+        command.arg("wait").arg(daemon.path(path)).args(["--for", word, "--timeout", "25s"]).env("LC_ALL", "C");
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "{path} {word}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    daemon.set(format!("instances/{id}/state"), "soft_deleted");
+    wait(&format!("instances/{id}"), "soft_deleted");
+    wait(&format!("trash/{id}"), "soft_deleted");
+    fs::rename(daemon.path(format!("trash/{id}")), daemon.path(format!("instances/{id}"))).expect("moved back");
+    wait(&format!("trash/{id}"), "active");
 }
 
 #[test]

@@ -100,6 +100,29 @@ fn he_administers_his_tree_but_gives_nothing_away() {
 }
 
 #[test]
+fn he_puts_away_and_takes_back_what_is_his() {
+    let ann = Ann::new();
+    ann.mount_simulated();
+    let home = domain(&ann);
+    let bin = home.replace("instances", "trash");
+    let there = |path: &str| ann.act(|| tree(&format!("{path}/state")).exists());
+    ann.act(|| fs::rename(tree(&home), tree(&bin))).expect("moved");
+    assert_eq!(
+        (ann.read(&format!("{bin}/state")), ann.read(&format!("{bin}/deleted_by"))),
+        ("soft_deleted".into(), NAME.into())
+    );
+    assert_eq!((mode(&ann, "trash"), mode(&ann, &format!("{bin}/expires_at"))), (0o700, 0o600));
+    wait_until("it is put away", || ann.read(&format!("{bin}/task")).is_empty());
+    ann.set(&format!("{bin}/state"), "stopped");
+    wait_until("it is back", || there(&home) && !there(&bin));
+    let task = format!("tasks/{}", Uuid::new_v4());
+    ann.make_directory(&task);
+    assert_eq!(mode(&ann, &format!("{task}/cancel")), 0o200);
+    assert_eq!(ann.write(&format!("{task}/spec.json"), "{}"), libc::EINVAL);
+    ann.act(|| fs::remove_dir(tree(&task))).expect("discarded");
+}
+
+#[test]
 fn changes_wake_his_watchers_also_of_what_he_cannot_write() {
     let ann = Ann::new();
     ann.mount_simulated();
