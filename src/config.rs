@@ -84,7 +84,7 @@ pub enum ConfigError {
     /// A mount option that nobody knows.
     #[error(
         "unknown mount option '{0}'; known are ro, rw, access_group=, admin_group=, projects=, settle=, \
-         retention=, connect=, state_dir= and import_directory="
+         retention=, shelved_offload_time=, connect=, state_dir= and import_directory="
     )]
     UnknownOption(String),
     /// A mount option with a value that cannot be used.
@@ -130,6 +130,9 @@ pub struct Layer {
     /// How long the bin keeps what was moved there.
     #[serde(default, deserialize_with = "retention")]
     pub retention: Option<Retention>,
+    /// How long after shelving the disks are removed.
+    #[serde(default, deserialize_with = "retention")]
+    pub shelved_offload_time: Option<Retention>,
     /// Name of the group that may enter the tree.
     pub access_group: Option<String>,
     /// Name of the group that may read `events` and `metrics`.
@@ -170,6 +173,8 @@ pub struct Settings {
     pub settle: Duration,
     /// How long the bin keeps what was moved there; `None`: until somebody deletes it.
     pub retention: Option<Duration>,
+    /// How long after shelving the disks are removed; `None`: when somebody asks for it.
+    pub shelved_offload_time: Option<Duration>,
     /// Refuse every change.
     pub read_only: bool,
     /// Group id that may enter the tree.
@@ -246,7 +251,14 @@ impl Layer {
             None if option == "ro" => self.read_only = Some(true),
             None if option == "rw" => self.read_only = Some(false),
             Some((
-                "access_group" | "admin_group" | "projects" | "settle" | "retention" | "connect" | "state_dir"
+                "access_group"
+                | "admin_group"
+                | "projects"
+                | "settle"
+                | "retention"
+                | "shelved_offload_time"
+                | "connect"
+                | "state_dir"
                 | "import_directory",
                 "",
             )) => {
@@ -257,6 +269,9 @@ impl Layer {
             Some(("projects", names)) => self.projects = Some(names.split(':').map(str::to_owned).collect()),
             Some(("settle", text)) => self.settle = Some(parse_duration(text).map_err(|detail| bad(&detail))?),
             Some(("retention", text)) => self.retention = Some(Retention::parse(text).map_err(|detail| bad(&detail))?),
+            Some(("shelved_offload_time", text)) => {
+                self.shelved_offload_time = Some(Retention::parse(text).map_err(|detail| bad(&detail))?);
+            }
             Some(("connect", uri)) => self.connect = Some(uri.to_owned()),
             Some(("state_dir", path)) => self.state_dir = Some(path.into()),
             Some(("import_directory", path)) if Path::new(path).is_absolute() => {
@@ -277,6 +292,7 @@ impl Layer {
             state_dir: self.state_dir.or(below.state_dir),
             settle: self.settle.or(below.settle),
             retention: self.retention.or(below.retention),
+            shelved_offload_time: self.shelved_offload_time.or(below.shelved_offload_time),
             access_group: self.access_group.or(below.access_group),
             admin_group: self.admin_group.or(below.admin_group),
             projects: self.projects.or(below.projects),
@@ -335,6 +351,8 @@ impl Layer {
             is_in_home,
             settle: self.settle.unwrap_or(DEFAULT_SETTLE),
             retention: self.retention.unwrap_or(Retention::For(DEFAULT_RETENTION)).limit(),
+            // On one host the copies and the disks lie together.
+            shelved_offload_time: self.shelved_offload_time.unwrap_or(Retention::Never).limit(),
             read_only: self.read_only.unwrap_or(false),
         })
     }
@@ -357,12 +375,13 @@ mod tests {
     fn a_file_says_everything_that_options_say() {
         let file = toml(
             "connect = 'qemu:///system'\nstate_dir = '/s'\nsettle = '500ms'\naccess_group = 'a'\nadmin_group = 'b'\n\
-             projects = ['p', 'q']\nretention = '30d'\n",
+             projects = ['p', 'q']\nretention = '30d'\nshelved_offload_time = 0\n",
         )
         .unwrap();
         let options = Layer::from_options([
             "connect=qemu:///system,state_dir=/s",
             "settle=500ms,access_group=a,admin_group=b,projects=p:q,retention=30d",
+            "shelved_offload_time=0",
         ]);
         assert_eq!(file, options.unwrap());
         assert_eq!(toml("settle = 2").unwrap().settle, Some(Duration::from_secs(2)));
@@ -456,6 +475,18 @@ mod tests {
         assert_eq!(kept("retention=never"), None);
         assert_eq!(toml("retention = 60").unwrap().retention, Some(Retention::For(Duration::from_secs(60))));
         assert!(Layer::from_options(["retention=always"]).is_err());
+    }
+
+    #[test]
+    fn disks_of_shelved_instances_stay_unless_somebody_says_otherwise() {
+        let offload = |option: &str| {
+            let layer = Layer { state_dir: Some("/s".into()), ..Layer::from_options([option]).unwrap() };
+            layer.resolve_with(ROOT, &|_| Ok(None)).unwrap().shelved_offload_time
+        };
+        assert_eq!((offload(""), offload("shelved_offload_time=never")), (None, None));
+        assert_eq!(offload("shelved_offload_time=0"), Some(Duration::ZERO));
+        assert_eq!(offload("shelved_offload_time=2h"), Some(Duration::from_secs(7200)));
+        assert!(Layer::from_options(["shelved_offload_time=-1"]).is_err());
     }
 
     #[test]

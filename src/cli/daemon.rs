@@ -240,7 +240,7 @@ impl Daemon {
                 drafts_per_user: DRAFTS_PER_USER,
                 console_token_lifetime: TOKEN_LIFETIME,
                 copies_at_once: COPIES_AT_ONCE,
-                shelved_offload_time: None,
+                shelved_offload_time: settings.shelved_offload_time,
                 shelf_grace: SHELF_GRACE,
             },
         )?;

@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use super::boot::of_block;
 use super::journal::{UNDO_PAUSE, UNDO_TRIES, is_active, without_disk};
-use super::lanes;
 use super::ledger::now;
 use super::operation::{Halt, Run, WhenFull};
 use super::power::existing;
 use super::progress::Progress;
 use super::shelve::{SHELVED, edit};
+use super::{delete, lanes};
 use crate::block::BlockError;
 use crate::block::copy::{self, Content, Watch, fingerprint, settled_fingerprint};
 use crate::inventory::Object;
@@ -160,6 +160,7 @@ pub(super) fn remove_disks(run: &Run, proven: &HashSet<Uuid>) -> Result<(), Halt
     for copy in &copies {
         let disk = &copy.of.disk;
         let step = steps(disk.role).remove;
+        delete::nobody_uses(run, &run.shared.parts.block.path(disk))?;
         is_off(run)?;
         match current(run, disk) {
             Ok(fingerprint) if fingerprint == copy.fingerprint => {}
@@ -349,14 +350,13 @@ pub(super) fn undo_copy(run: &Run, disk: &DiskRecord) -> Result<(), Halt> {
     )
 }
 
-#[expect(dead_code, reason = "asked by the deletion for good")]
-/// For the deletion of an instance for good: removes everything that is on the shelf for it.
-pub(super) fn remove_all(run: &Run) -> Result<(), Halt> {
+/// For the deletion of an instance for good: removes everything that is on the shelf for it. `may_destroy` is asked right
+/// before each.
+pub(super) fn remove_all(run: &Run, may_destroy: &dyn Fn() -> Result<(), Halt>) -> Result<(), Halt> {
     let Some(shelf) = run.instance()?.record.shelf.clone() else { return Ok(()) };
     for copy in shelf.former.iter().chain(shelf.copies.iter().map(|copy| &copy.of)) {
-        run.guard()?;
         run.begin("remove_copies")?;
-        run.guard()?;
+        may_destroy()?;
         run.shared.shelf.remove(run.object, copy).map_err(|error| halt(run, error))?;
     }
     let object = run.object;

@@ -10,7 +10,7 @@ use super::boot::of_block;
 use super::events::Entry;
 use super::journal::{is_active, without_disk};
 use super::operation::{Ending, Halt, Run, WhenFull};
-use super::{console_log, drafts_data};
+use super::{console_log, copies, drafts_data};
 use crate::block::open;
 use crate::hypervisor::definition::{Definition, names};
 use crate::hypervisor::{Domain, HypervisorError};
@@ -90,6 +90,7 @@ fn instance(run: &Run) -> Result<Ending, Halt> {
             WhenFull::Wait,
         )?;
     }
+    copies::remove_all(run, &|| may_destroy(run).map(drop))?;
     may_destroy(run)?;
     let log = run.shared.console_path(run.object);
     if let Err(error) = console_log::remove(&log) {
@@ -145,7 +146,7 @@ fn may_destroy(run: &Run) -> Result<Option<Domain>, Halt> {
 }
 
 /// Whether a file is named by the definition of any other domain, or open.
-fn nobody_uses(run: &Run, path: &Path) -> Result<(), Halt> {
+pub(super) fn nobody_uses(run: &Run, path: &Path) -> Result<(), Halt> {
     // A definition may name the place as it is, or as it is reached.
     let mut paths = vec![path.to_owned()];
     paths.extend(path.canonicalize().ok().filter(|real| real != path));

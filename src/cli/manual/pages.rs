@@ -87,7 +87,8 @@ pub const PAGES: &[Page] = &[
             "Mount options (-o) are ro, access_group=NAME (who may enter the tree, default libvirt), admin_group=NAME \
              (who may read events, default adm), projects=A:B (groups that instances may belong to), \
              settle=DURATION, retention=DURATION or never (how long the bin keeps what was moved there, default 7d), \
-             connect=URI and state_dir=DIR. Options of fstab that mean nothing here are ignored; any other is an \
+             shelved_offload_time=DURATION or never (how long after shelving an instance's disks are removed, default \
+             never), connect=URI and state_dir=DIR. Options of fstab that mean nothing here are ignored; any other is an \
              error.",
         ],
         exit: &[("0", "Unmounted; with --background: mounted, and the tree answers."), FAILED, USAGE],
