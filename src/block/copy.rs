@@ -393,3 +393,6 @@ fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
         Err(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
