@@ -1,5 +1,5 @@
-//! What is done without anybody asking for it at that moment: the bin is emptied of what has expired, and what a move
-//! into the bin left to do is tried again.
+//! What is done without anybody asking for it at that moment: the bin is emptied of what has expired, what a move into
+//! the bin left to do is tried again, and the shelf is tidied.
 //!
 //! The keeper asks like everybody else, as the daemon itself, so that the judge and the operation look at everything
 //! again. It calls nobody and waits for no operation: an object that has a task is left alone. What is refused is asked
@@ -15,13 +15,16 @@ use uuid::Uuid;
 use super::delete;
 use super::engine::{Message, Shared};
 use super::request::{Request, Submission, Wait};
+use super::shelve::{self, Due};
 use crate::inventory::{Image, Instance};
 use crate::model::caller::Caller;
 use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
 use crate::model::reason::Reason;
-use crate::model::record::BinEntry;
+use crate::model::record::{BinEntry, InstanceBin};
 use crate::model::task::Operation;
 use crate::model::{image, instance};
+
+const OFFLOADED: instance::Word = instance::Word::State(instance::State::ShelvedOffloaded);
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(60);
@@ -59,10 +62,10 @@ struct Moment {
 
 /// What is to be done about an object.
 enum Wanted<C> {
-    /// Its time is over: ask for this.
-    Now(C),
+    /// Its time is over: ask for this; the file is named where it is refused.
+    Now(C, &'static str),
     /// Something was left to do: ask for this, though not at first sight, since somebody may have given it up.
-    Again(C),
+    Again(C, &'static str),
     /// Nothing for so many seconds.
     Later(u64),
     /// Nothing.
@@ -123,9 +126,9 @@ impl Keeper {
         let mut pause = EVERY;
         let mut ripe = HashSet::new();
         for instance in inventory.instances() {
-            let (change, file, first) = match of_instance(&instance, moment) {
-                Wanted::Now(change) => (change, "expires_at", Duration::ZERO),
-                Wanted::Again(change) => (change, "state", again),
+            let (change, file, first) = match self.of_instance(&instance, moment) {
+                Wanted::Now(change, file) => (change, file, Duration::ZERO),
+                Wanted::Again(change, file) => (change, file, again),
                 Wanted::Later(seconds) => {
                     pause = pause.min(Duration::from_secs(seconds));
                     continue;
@@ -140,8 +143,8 @@ impl Keeper {
             }
         }
         for image in inventory.images() {
-            let change = match of_image(&image, moment) {
-                Wanted::Now(change) | Wanted::Again(change) => change,
+            let (change, file) = match of_image(&image, moment) {
+                Wanted::Now(change, file) | Wanted::Again(change, file) => (change, file),
                 Wanted::Later(seconds) => {
                     pause = pause.min(Duration::from_secs(seconds));
                     continue;
@@ -155,7 +158,7 @@ impl Keeper {
                     .and_then(|_| delete::may_delete_image(&inventory, &image, &path))
                     .and_then(|()| instance::reachable(unreachable.as_deref()));
                 let request = Request::Image { id: image.id, changes: vec![change] };
-                self.ask(&caller, (image.id, Duration::ZERO), verdict, request, "expires_at");
+                self.ask(&caller, (image.id, Duration::ZERO), verdict, request, file);
             }
         }
         self.asked.retain(|id, _| ripe.contains(id));
@@ -200,6 +203,21 @@ impl Keeper {
         }));
     }
 
+    fn of_instance(&self, instance: &Instance, moment: Moment) -> Wanted<InstanceChange> {
+        if let Some(bin) = &instance.record.bin {
+            return of_binned(bin, moment);
+        }
+        match shelve::due(instance, moment.now, &self.shared.settings) {
+            Due::Offload => Wanted::Now(InstanceChange::State(OFFLOADED), "state"),
+            Due::Tidy => {
+                shelve::tidy(&self.shared, instance.id, moment.now);
+                Wanted::Nothing
+            }
+            Due::Later(seconds) => Wanted::Later(seconds),
+            Due::Never => Wanted::Nothing,
+        }
+    }
+
     /// Stores the host's uptime if something waits for it.
     fn store_uptime(&mut self) {
         self.stored = Instant::now();
@@ -213,11 +231,10 @@ impl Keeper {
     }
 }
 
-fn of_instance(instance: &Instance, moment: Moment) -> Wanted<InstanceChange> {
-    let Some(bin) = &instance.record.bin else { return Wanted::Nothing };
+fn of_binned(bin: &InstanceBin, moment: Moment) -> Wanted<InstanceChange> {
     match expires(&bin.entry, moment, InstanceChange::State(instance::Word::Deleted)) {
-        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Again(InstanceChange::SettleBin),
-        wanted @ (Wanted::Now(_) | Wanted::Again(_) | Wanted::Later(_) | Wanted::Nothing) => wanted,
+        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Again(InstanceChange::SettleBin, "state"),
+        wanted @ (Wanted::Now(..) | Wanted::Again(..) | Wanted::Later(_) | Wanted::Nothing) => wanted,
     }
 }
 
@@ -228,7 +245,7 @@ fn of_image(image: &Image, moment: Moment) -> Wanted<ImageChange> {
 
 fn expires<C>(entry: &BinEntry, moment: Moment, deletion: C) -> Wanted<C> {
     match entry.expires(moment.now).map(|expiry| expiry.left(moment.now, moment.uptime)) {
-        Some(0) => Wanted::Now(deletion),
+        Some(0) => Wanted::Now(deletion, "expires_at"),
         Some(seconds) => Wanted::Later(seconds),
         None => Wanted::Nothing,
     }

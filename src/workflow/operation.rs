@@ -423,6 +423,11 @@ impl Run {
             Operation::DefineAgain => self.shared.parts.reconciler.mirror_anew(object),
             _ => {}
         }
+        if self.shared.parts.ledger.inventory().instance(object).is_some_and(|instance| instance.record.shelf.is_some())
+        {
+            // What it leaves on the shelf may be due now, or at a time that was not known.
+            self.shared.wake_keeper(false);
+        }
         let failure = result.as_ref().err();
         self.shared.parts.events.record(Entry {
             class: Some(class),

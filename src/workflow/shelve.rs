@@ -167,51 +167,60 @@ pub(super) enum Due {
     Offload,
     /// Its copies, or some of them: [`tidy`].
     Tidy,
+    /// Something in so many seconds.
+    Later(u64),
+    /// Nothing.
+    Never,
 }
 
-#[expect(dead_code, reason = "asked by the keeper")]
-/// What is due now, in Unix seconds. Never of a locked instance, nor of one that an operation owns.
-pub(super) fn due(instance: &Instance, now: u64, settings: &Settings) -> Option<Due> {
+/// What is due at `now`, in Unix seconds. Nothing of a locked instance, of one in the bin, nor of one that an operation
+/// owns.
+pub(super) fn due(instance: &Instance, now: u64, settings: &Settings) -> Due {
     let record = &instance.record;
-    let shelf = record.shelf.as_ref()?;
+    let (Some(shelf), Some(domain)) = (&record.shelf, &instance.domain) else { return Due::Never };
     if record.operation.is_some() || record.bin.is_some() || record.protection.lock.is_some() {
-        return None;
+        return Due::Never;
     }
-    let domain = instance.domain.as_ref()?;
-    if !shelf.former.is_empty() || is_over(shelf, domain, now, settings.shelf_grace) {
-        return Some(Due::Tidy);
+    if !shelf.former.is_empty() {
+        return Due::Tidy;
     }
-    match shelf.stage {
-        ShelfStage::Shelved => {
-            let after = settings.shelved_offload_time?;
-            let is_time = shelf.shelved_at.saturating_add(after.as_secs()) <= now;
-            (is_time && domain.power == PowerState::ShutOff).then_some(Due::Offload)
+    let (due, left) = match (shelf.stage, settings.shelved_offload_time) {
+        (ShelfStage::Shelved, Some(after)) if domain.power == PowerState::ShutOff => {
+            (Due::Offload, shelf.shelved_at.saturating_add(after.as_secs()).saturating_sub(now))
         }
-        ShelfStage::Offloaded | ShelfStage::Left => None,
-    }
+        (ShelfStage::Left, _) => match seconds_until_over(shelf, domain, now, settings.shelf_grace) {
+            Some(left) => (Due::Tidy, left),
+            None => return Due::Never,
+        },
+        (ShelfStage::Shelved | ShelfStage::Offloaded, _) => return Due::Never,
+    };
+    if left == 0 { due } else { Due::Later(left) }
 }
 
-/// A guest that ran for a while, or that shut itself down, has come back from the shelf for good.
-fn is_over(shelf: &Shelf, domain: &Domain, now: u64, grace: Duration) -> bool {
-    match shelf.stage {
-        ShelfStage::Shelved | ShelfStage::Offloaded => return false,
-        ShelfStage::Left if shelf.copies.is_empty() => return true,
-        ShelfStage::Left => {}
+/// When the copies of an instance that left the shelf are needed no more: its guest ran for a while, or shut itself down.
+fn seconds_until_over(shelf: &Shelf, domain: &Domain, now: u64, grace: Duration) -> Option<u64> {
+    if shelf.copies.is_empty() {
+        return Some(0);
     }
-    let Some(ran_at) = shelf.ran_at else { return false };
+    let ran_at = shelf.ran_at?;
     match domain.power {
-        PowerState::Running => ran_at.saturating_add(grace.as_secs()) <= now,
-        PowerState::ShutOff => domain.reason == "shutdown",
-        PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => false,
+        PowerState::Running => Some(ran_at.saturating_add(grace.as_secs()).saturating_sub(now)),
+        PowerState::ShutOff => (domain.reason == "shutdown").then_some(0),
+        PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => None,
     }
 }
 
-#[expect(dead_code, reason = "asked by the keeper")]
 /// Removes the copies that nobody needs any more at `now`, in Unix seconds. It may be interrupted anywhere, and done again.
 pub(super) fn tidy(shared: &Shared, id: Uuid, now: u64) {
     let Some(instance) = shared.parts.ledger.inventory().instance(id) else { return };
+    if due(&instance, now, &shared.settings) != Due::Tidy {
+        return;
+    }
     let (Some(shelf), Some(domain)) = (&instance.record.shelf, &instance.domain) else { return };
-    let is_over = is_over(shelf, domain, now, shared.settings.shelf_grace);
+    let is_over = match shelf.stage {
+        ShelfStage::Left => seconds_until_over(shelf, domain, now, shared.settings.shelf_grace) == Some(0),
+        ShelfStage::Shelved | ShelfStage::Offloaded => false,
+    };
     let copies = shelf.former.iter().chain(shelf.copies.iter().map(|copy| &copy.of).filter(|_| is_over));
     for copy in copies {
         if let Err(error) = shared.shelf.remove(id, copy) {

@@ -152,7 +152,7 @@ impl BlockBackend for Disks {
     }
 
     fn path(&self, record: &DiskRecord) -> PathBuf {
-        self.files.0.path().join(&record.reference)
+        self.file(&record.reference)
     }
 
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
@@ -181,6 +181,11 @@ fn record(reference: String, operation: Uuid, role: DiskRole) -> DiskRecord {
 }
 
 impl Disks {
+    /// The file of a disk.
+    pub fn file(&self, reference: &str) -> PathBuf {
+        self.files.0.path().join(reference)
+    }
+
     fn made(&self, record: DiskRecord) -> Result<DiskRecord, BlockError> {
         let mut disks = self.disks.lock();
         if *disks.entry(record.reference.clone()).or_insert(record.operation) != record.operation {

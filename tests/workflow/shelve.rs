@@ -115,10 +115,6 @@ fn begin_copying(life: &Life<'_>, id: Uuid, state: State) {
     until("it copies", || life.instance(id).task.as_ref().is_some_and(|task| task.progress > 0));
 }
 
-fn reason(life: &Life<'_>, id: Uuid) -> String {
-    life.last_error(id).unwrap_or_default()
-}
-
 /// Running as before, and nothing on the shelf.
 fn is_as_before(life: &Life<'_>, id: Uuid, bytes: &[Vec<u8>]) {
     assert_eq!((life.observed(id), life.world.power(id)), (State::Active, PowerState::Running));
@@ -172,17 +168,17 @@ fn a_guest_that_somebody_else_stopped_is_not_started_by_a_failure() {
 fn a_lock_during_the_shelving_stops_the_removal_of_the_disks() {
     let world = World::new();
     let life = world.live();
-    let (id, _) = running(&life);
-    enlarge(&life, id, 1 << 30);
-    let bytes = fs::metadata(world.disks.path(&life.instance(id).record.disks[0])).unwrap().len();
-    begin_copying(&life, id, State::ShelvedOffloaded);
+    let (id, bytes) = running(&life);
+    // What is asked right before a removal.
+    world.control(json!({ "do": "fault", "call": "domains", "mode": "hang", "times": 1 }));
+    let answered = life.begin(id, State::ShelvedOffloaded);
+    until("it hangs", || world.is_pending("domains"));
     life.change(&root(), id, InstanceChange::Locked(true)).unwrap();
-    life.wait_idle(id);
-    assert_eq!((life.observed(id), world.disk_count(), world.shelf().len()), (State::Shelved, 1, 1));
-    assert_eq!(fs::metadata(&world.shelf()[0]).unwrap().len(), bytes);
-    assert!(reason(&life, id).contains("locked"), "{}", reason(&life, id));
-    let refused = life.state(id, State::Active).unwrap_err();
-    assert_eq!(refused.errno(), libc::EPERM);
+    world.control(json!({ "do": "release" }));
+    assert_eq!(answered.recv().unwrap().unwrap_err().errno(), libc::EPERM);
+    assert_eq!((life.observed(id), disks(&life, id), world.shelf().len()), (State::Shelved, bytes, 1));
+    assert!(life.last_error(id).unwrap().contains("locked"));
+    assert_eq!(life.state(id, State::Active).unwrap_err().errno(), libc::EPERM);
 }
 
 #[test]
@@ -205,11 +201,15 @@ fn an_engine_that_ends_during_the_copy_goes_on_at_its_next_start() {
     let id = {
         let life = world.live();
         let (id, _) = running(&life);
-        enlarge(&life, id, 1 << 30);
+        enlarge(&life, id, 64 << 30);
         begin_copying(&life, id, State::ShelvedOffloaded);
         id
     };
-    assert_eq!(world.disk_count(), 1, "it is not done");
+    let [(reference, _)] = &world.disks.disks.lock().clone().into_iter().collect::<Vec<_>>()[..] else {
+        panic!("it is not done, so there is a disk");
+    };
+    // So that it does not take long.
+    File::options().write(true).open(world.disks.file(reference)).unwrap().set_len(100).unwrap();
     let life = world.live();
     life.wait_idle(id);
     assert_eq!((life.observed(id), world.disk_count(), world.shelf().len()), (State::ShelvedOffloaded, 0, 1));
@@ -374,4 +374,76 @@ fn only_so_many_copy_at_once_and_who_waits_says_so() {
     until("the other waits", waits);
     ask(&life, first, InstanceChange::ResetState);
     until("its turn has come", || life.observed(second) == State::Shelved);
+}
+
+#[test]
+fn the_copies_go_when_the_guest_has_run_for_a_while() {
+    let world = World::new();
+    let life = world.live_on(world.store.clone(), |settings| settings.shelf_grace = Duration::ZERO);
+    let id = life.active();
+    life.state(id, State::ShelvedOffloaded).unwrap();
+    life.state(id, State::Stopped).unwrap();
+    life.engine.keep();
+    life.state(id, State::Active).unwrap();
+    until("they go", || world.shelf().is_empty() && life.instance(id).record.shelf.is_none());
+    assert_eq!((life.observed(id), world.disk_count()), (State::Active, 1));
+}
+
+#[test]
+fn the_copies_of_a_guest_that_never_ran_or_crashed_stay_and_those_of_one_that_shut_down_go() {
+    let world = World::new();
+    let life = world.live();
+    let [stopped, crashed, done] = [(); 3].map(|()| {
+        let id = life.active();
+        life.state(id, State::ShelvedOffloaded).unwrap();
+        id
+    });
+    life.state(stopped, State::Stopped).unwrap();
+    for id in [crashed, done] {
+        life.state(id, State::Active).unwrap();
+    }
+    world.control(json!({ "do": "crash", "uuid": crashed }));
+    until("the crash is seen", || life.observed(crashed) == State::Error);
+    life.state(done, State::Stopped).unwrap();
+    life.engine.keep();
+    until("what is done with goes", || life.instance(done).record.shelf.is_none());
+    life.engine.keep();
+    assert_eq!(world.shelf().len(), 2);
+    assert!([stopped, crashed].iter().all(|id| stage(&life, *id) == Some(ShelfStage::Left)));
+}
+
+#[test]
+fn a_locked_instance_keeps_its_copies_and_its_disks() {
+    let world = World::new();
+    let life = world.live_on(world.store.clone(), |settings| {
+        settings.shelf_grace = Duration::ZERO;
+        settings.shelved_offload_time = Some(Duration::from_secs(3600));
+    });
+    let (back, shelved, other) = (life.active(), life.active(), life.active());
+    for id in [back, shelved, other] {
+        life.state(id, State::Shelved).unwrap();
+    }
+    for id in [back, shelved] {
+        life.change(&alice(), id, InstanceChange::Locked(true)).unwrap();
+    }
+    // Started from outside, so that the lock is there before it is back.
+    world.control(json!({ "do": "start", "uuid": back }));
+    until("it is back", || stage(&life, back) == Some(ShelfStage::Left));
+    drop(life);
+    let life = world.live_on(world.store.clone(), |settings| {
+        settings.shelf_grace = Duration::ZERO;
+        settings.shelved_offload_time = Some(Duration::from_secs(1));
+    });
+    until("the one that is not locked is offloaded", || life.observed(other) == State::ShelvedOffloaded);
+    life.engine.keep();
+    assert_eq!((life.observed(shelved), world.shelf().len(), world.disk_count()), (State::Shelved, 3, 2));
+    for id in [back, shelved] {
+        life.change(&alice(), id, InstanceChange::Locked(false)).unwrap();
+    }
+    life.engine.keep();
+    until("both are looked after", || {
+        life.engine.keep();
+        life.observed(shelved) == State::ShelvedOffloaded && life.instance(back).record.shelf.is_none()
+    });
+    assert_eq!((world.shelf().len(), world.disk_count()), (2, 1));
 }
