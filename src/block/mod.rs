@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod directory;
+pub mod kept;
 mod marked;
 pub mod open;
 mod seed;

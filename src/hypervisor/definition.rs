@@ -92,6 +92,7 @@ fn disks(devices: Node) -> Vec<DefinedDisk> {
                 device: child(disk, "target")?.attribute("dev")?.to_owned(),
                 path: source.and_then(|source| source.attribute("file").or(source.attribute("dev"))).map(PathBuf::from),
                 format: child(disk, "driver").and_then(|driver| driver.attribute("type")).map(str::to_owned),
+                read_only: child(disk, "readonly").is_some(),
             })
         })
         .collect()

@@ -92,6 +92,9 @@ pub struct DefinedDisk {
     pub path: Option<PathBuf>,
     /// `qcow2`, `raw`, ...
     pub format: Option<String>,
+    /// The guest cannot write it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// What we read out of a definition.

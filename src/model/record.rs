@@ -1,5 +1,6 @@
 //! What the store holds of an object; JSON, one record a key.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -214,6 +215,21 @@ pub struct ShelfCopy {
     pub sha512: String,
 }
 
+/// A second link of a protected disk's file, so that removing the disk by its path loses nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptLink {
+    /// The disk's path.
+    pub path: PathBuf,
+    /// The link's.
+    pub link: PathBuf,
+    /// The inode number of both.
+    pub inode: u64,
+    /// The path was seen not to lead there any more, so that the link may be the last name of what it holds. Somebody
+    /// was told, once.
+    #[serde(default)]
+    pub is_told: bool,
+}
+
 /// What became of a domain that is not defined any more, or was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Undefined {
@@ -315,6 +331,9 @@ pub struct InstanceRecord {
     /// Its domain was undefined outside; stays after it was defined again, until something else happens to it.
     #[serde(default)]
     pub undefined: Option<Undefined>,
+    /// The second links of its disks' files, recorded before they are made.
+    #[serde(default)]
+    pub kept: Vec<KeptLink>,
 }
 
 impl InstanceRecord {
@@ -354,6 +373,7 @@ impl InstanceRecord {
             bin: None,
             shelf: None,
             undefined: None,
+            kept: Vec::new(),
         }
     }
 }

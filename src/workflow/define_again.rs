@@ -8,6 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::judge::{Accepted, Answer, Judge, running};
+use super::kept;
 use super::ledger::now;
 use super::operation::{Ending, Halt, Run};
 use crate::hypervisor::HypervisorError;
@@ -19,18 +20,24 @@ use crate::model::reason::Reason;
 use crate::model::record::{Departure, ErrorLine, Undefined};
 use crate::model::task::{Creation, Operation};
 
+const DISKS: &str = "disks";
 /// The step that defines it.
 pub(super) const DEFINE: &str = "define";
 
 /// Defines a domain from its definition last seen. One that runs without a definition gets it back and runs on.
 pub(super) fn define_again(run: &Run) -> Result<Ending, Halt> {
     let instance = run.instance()?;
-    let is_there = run.look()?.is_some_and(|domain| domain.persistent);
+    let domain = run.look()?;
     // Whoever defined it: this operation before a crash, or somebody else.
-    if !is_there {
+    if !domain.as_ref().is_some_and(|domain| domain.persistent) {
         can_be(&instance).map_err(Halt::Failed)?;
         let xml = run.shared.parts.reconciler.definition(run.object).ok_or_else(|| Halt::Failed(no_definition()))?;
         let marked = with_operation(&xml, run.id).map_err(|error| Halt::Failed(Reason::Failed(error)))?;
+        // A guest that runs has its disks open, wherever their names went.
+        if domain.is_none() {
+            run.begin(DISKS)?;
+            kept::restore(run)?;
+        }
         run.begin_creating(DEFINE, Creation::Definition)?;
         define(run, &instance, &marked)?;
     }

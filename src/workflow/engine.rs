@@ -14,6 +14,7 @@ use super::drafts_data::{DraftData, Drafts};
 use super::events::{Entry, EventLog};
 use super::gate::Gate;
 use super::keeper::{self, Keeper};
+use super::kept::{self, Holds};
 use super::lanes::Lanes;
 use super::ledger::{Ledger, now};
 use super::operation::{Edit, Fault};
@@ -96,6 +97,7 @@ pub(super) struct Shared {
     pub(super) parts: Parts,
     pub(super) settings: Settings,
     pub(super) gate: Gate,
+    pub(super) holds: Holds,
     pub(super) drafts: Drafts,
     pub(super) uptime: Uptime,
     pub(super) lanes: Lanes,
@@ -158,8 +160,9 @@ impl Engine {
         let uptime = Uptime::load(&parts.ledger, settings.clock.clone());
         let lanes = Lanes::new(settings.copies_at_once);
         let shelf = Shelf::new(settings.state_directory.join("shelf"));
-        let (gate, drafts, keeper) = (Gate::default(), Drafts::default(), keeper::Calls::default());
-        let shared = Arc::new(Shared { parts, settings, gate, drafts, uptime, lanes, shelf, keeper, messages });
+        let (gate, holds, drafts) = (Gate::default(), Holds::default(), Drafts::default());
+        let keeper = keeper::Calls::default();
+        let shared = Arc::new(Shared { parts, settings, gate, holds, drafts, uptime, lanes, shelf, keeper, messages });
         let mut thread = EngineThread::new(shared.clone());
         if !shared.settings.read_only {
             for unfinished in recovery::unfinished(&shared)? {
@@ -191,6 +194,7 @@ impl Engine {
         };
         if !shared.settings.read_only {
             protector::start(&shared);
+            kept::start(&shared);
         }
         Ok(Arc::new(Engine { shared, consoles, thread: Mutex::new(Some(handle)) }))
     }

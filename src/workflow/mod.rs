@@ -22,6 +22,7 @@ mod import;
 mod journal;
 mod judge;
 mod keeper;
+mod kept;
 mod lanes;
 pub mod ledger;
 mod network;

@@ -14,7 +14,7 @@ mod mirror;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -104,6 +104,8 @@ pub struct Reconciler {
     settings: Settings,
     board: Board,
     console: Option<Console>,
+    /// 0 until it is known.
+    mount_device: AtomicU64,
     addresses: Schedules,
     next_question: AtomicU64,
     stamps: Mutex<Stamps>,
@@ -141,6 +143,7 @@ impl Reconciler {
         let reconciler = Arc::new(Reconciler {
             board: Board::new(Arc::clone(ledger.inventory())),
             console,
+            mount_device: AtomicU64::new(0),
             addresses: Schedules::default(),
             ledger,
             store,
@@ -263,9 +266,16 @@ impl Reconciler {
 
     /// The device (`st_dev`) of our own mount: no console log there is ever touched.
     pub fn set_mount_device(&self, device: u64) {
+        self.mount_device.store(device, Ordering::Relaxed);
         if let Some(console) = &self.console {
             console.set_mount_device(device);
         }
+    }
+
+    /// Whether a path begins in our own mount, which no thread of ours may touch. It is not looked at.
+    pub fn is_on_our_mount(&self, path: &Path) -> bool {
+        let device = self.mount_device.load(Ordering::Relaxed);
+        device != 0 && console::mount_points(device).iter().any(|mount_point| path.starts_with(mount_point))
     }
 
     /// Ends the threads, without waiting for one that is in a hung call, and saves what was only shown.

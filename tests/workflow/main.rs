@@ -6,6 +6,7 @@ mod crash;
 mod define_again;
 mod image;
 mod keeper;
+mod kept;
 mod lab;
 mod power;
 mod reconfigure;

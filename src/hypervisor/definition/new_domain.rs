@@ -259,6 +259,7 @@ mod tests {
                     device: "vda".to_owned(),
                     path: Some(PathBuf::from("/d/root.qcow2")),
                     format: Some("qcow2".to_owned()),
+                    read_only: false,
                 }],
                 console_log: Some(PathBuf::from("/d/console.log")),
                 has_serial: true,

@@ -210,6 +210,7 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, departure: Departure, extent: 
         // The bin keeps what somebody put there until it is deleted for good.
         && record.bin.is_none()
         && record.shelf.is_none()
+        && record.kept.is_empty()
         && !record.protection.protects();
     if ours_to_forget {
         if extent == Extent::Everything {

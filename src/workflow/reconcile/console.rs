@@ -323,7 +323,7 @@ impl Watcher {
 }
 
 /// Where a device is mounted, without touching it.
-fn mount_points(device: u64) -> Vec<PathBuf> {
+pub(super) fn mount_points(device: u64) -> Vec<PathBuf> {
     let id = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table
