@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::boot::of_block;
 use super::journal::{UNDO_PAUSE, UNDO_TRIES, is_active, without_disk};
+use super::kept;
 use super::ledger::now;
 use super::operation::{Halt, Run, WhenFull};
 use super::power::existing;
@@ -177,6 +178,7 @@ pub(super) fn remove_disks(run: &Run, proven: &HashSet<Uuid>) -> Result<(), Halt
         run.guard()?;
         run.begin(step)?;
         run.guard()?;
+        kept::release(run, disk)?;
         run.shared.parts.block.remove(disk).map_err(|error| halt(run, error))?;
         let (object, disk) = (run.object, disk.clone());
         run.store(

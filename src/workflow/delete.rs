@@ -10,7 +10,7 @@ use super::boot::of_block;
 use super::events::Entry;
 use super::journal::{is_active, without_disk};
 use super::operation::{Ending, Halt, Run, WhenFull};
-use super::{console_log, copies, drafts_data};
+use super::{console_log, copies, drafts_data, kept};
 use crate::block::open;
 use crate::hypervisor::definition::{Definition, names};
 use crate::hypervisor::{Domain, HypervisorError};
@@ -70,6 +70,7 @@ fn named(domain: &str) -> Reason {
 
 fn instance(run: &Run) -> Result<Ending, Halt> {
     undefine(run)?;
+    kept::release_all(run)?;
     for disk in &run.instance()?.record.disks {
         let path = run.shared.parts.block.path(disk);
         nobody_uses(run, &path)?;

@@ -92,14 +92,21 @@ fn newest(kept: &[KeptLink]) -> Vec<&KeptLink> {
     kept.iter().rev().filter(|link| paths.insert(&link.path)).collect()
 }
 
-/// Removes the links of a disk that this operation is about to remove for good: they would hold its space. To be called
-/// right before, and again if the operation runs again.
-#[allow(dead_code, reason = "the bin and the shelf remove disks of protected instances")]
+/// Removes the links of a disk that this operation is about to remove for good: they would hold its space.
 pub(super) fn release(run: &Run, disk: &DiskRecord) -> Result<(), Halt> {
-    let _hold = run.shared.holds.hold(run.object);
     let path = run.shared.parts.block.path(disk);
+    release_those(run, |link| link.path == path)
+}
+
+/// Removes all links of an instance that is about to be removed for good: nobody would know them afterwards.
+pub(super) fn release_all(run: &Run) -> Result<(), Halt> {
+    release_those(run, |_| true)
+}
+
+fn release_those(run: &Run, which: impl Fn(&KeptLink) -> bool) -> Result<(), Halt> {
+    let _hold = run.shared.holds.hold(run.object);
     let instance = run.instance()?;
-    for link in instance.record.kept.iter().filter(|link| link.path == path) {
+    for link in instance.record.kept.iter().filter(|link| which(link)) {
         match file::remove(&link.path, &link.link, link.inode) {
             Ok(Removal::Gone) => run.store(forgetting(run.object, link), WhenFull::Wait)?,
             Ok(Removal::OnlyName) => log::warn!("{}", last_name(run.object, link)),
@@ -144,6 +151,7 @@ fn moves_disks(instance: &Instance) -> bool {
         | Operation::Shelve { .. }
         | Operation::Offload
         | Operation::Unshelve { .. }
+        | Operation::Restore { .. }
         | Operation::DefineAgain => true,
         Operation::Start
         | Operation::Stop
@@ -157,8 +165,7 @@ fn moves_disks(instance: &Instance) -> bool {
         | Operation::Reconfigure { .. }
         | Operation::CommitImage
         | Operation::ImportImage
-        | Operation::SoftDelete
-        | Operation::Restore { .. } => false,
+        | Operation::SoftDelete => false,
     })
 }
 

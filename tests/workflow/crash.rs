@@ -1,5 +1,6 @@
 //! The power goes at each commit of each operation, and again at each commit of the recovery.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use instancefs::block::{BlockBackend, DiskRole};
@@ -273,6 +274,40 @@ fn defining_again() {
             done_or_back(life, id, State::Error, State::Stopped);
             assert_eq!(life.observed(id), if is_there { State::Stopped } else { State::Error });
             assert_eq!(life.instance(id).observed().reason, "undefined_outside");
+        },
+    });
+}
+
+/// The file of its own disk.
+fn root_disk(life: &Life<'_>, id: Uuid) -> std::path::PathBuf {
+    life.world.disks.path(&life.instance(id).record.disks[0])
+}
+
+#[test]
+fn defining_again_with_a_disk_that_was_removed() {
+    everywhere(&Case {
+        setup: |life| {
+            let id = life.stopped();
+            life.change(&alice(), id, InstanceChange::DisableTerminate(true)).unwrap();
+            let disk = root_disk(life, id);
+            until("its definition is known and its disk kept", || {
+                life.instance(id).record.definition.is_some() && disk.metadata().unwrap().nlink() == 2
+            });
+            life.world.control(json!({ "do": "undefine", "uuid": id }));
+            std::fs::remove_file(disk).unwrap();
+            until("it is seen to be gone", || life.instance(id).domain.is_none());
+            id
+        },
+        changes: vec![to(State::Stopped)],
+        check: |life, id| {
+            let is_there = life.world.domain(id).is_some();
+            done_or_back(life, id, State::Error, State::Stopped);
+            let disk = root_disk(life, id);
+            if is_there {
+                until("the disk has both names", || disk.metadata().is_ok_and(|metadata| metadata.nlink() == 2));
+            }
+            let linked = life.instance(id).record.kept.iter().all(|kept| kept.link.exists());
+            assert_eq!((linked, life.instance(id).record.kept.len()), (true, 1));
         },
     });
 }

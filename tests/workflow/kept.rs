@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use instancefs::block::BlockBackend;
 use instancefs::hypervisor::Hypervisor;
 use instancefs::model::change::InstanceChange;
-use instancefs::model::instance::State;
+use instancefs::model::instance::{State, Word};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -145,7 +146,7 @@ fn a_disk_that_went_while_nobody_looked_comes_back_when_its_domain_is_asked_for(
     let life = world.live();
     life.reconciler.pass().unwrap();
     until("it is seen to be gone", || life.observed(id) == State::Error);
-    life.change(&root(), id, InstanceChange::State(instancefs::model::instance::Word::State(State::Stopped))).unwrap();
+    life.change(&root(), id, InstanceChange::State(Word::State(State::Stopped))).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "content of disk.img");
 }
 
@@ -166,7 +167,7 @@ fn another_file_in_a_disks_place_is_left_and_so_is_the_link() {
     assert_eq!(fs::read_to_string(&link).unwrap(), "content of disk.img");
 
     fs::remove_file(&path).unwrap();
-    life.change(&root(), id, InstanceChange::State(instancefs::model::instance::Word::State(State::Stopped))).unwrap();
+    life.change(&root(), id, InstanceChange::State(Word::State(State::Stopped))).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "content of disk.img");
 }
 
@@ -283,4 +284,44 @@ fn a_running_guests_disk_is_never_linked_back_under_it() {
     assert!(world.hypervisor.domain(id).unwrap().unwrap().persistent);
     until("it is told", || times_told(&world, "removed or replaced outside") == 1);
     assert!(!path.exists());
+}
+
+/// An instance of ours whose disk has its link.
+fn protected_one_of_ours(life: &Life<'_>) -> (Uuid, PathBuf) {
+    let id = life.stopped();
+    let path = life.world.disks.path(&life.instance(id).record.disks[0]);
+    protect(life, id, true);
+    until("it has a second name", || names(&path) == 2);
+    (id, path)
+}
+
+#[test]
+fn a_disk_that_is_on_the_shelf_is_held_by_no_link() {
+    let world = World::new();
+    let life = world.live();
+    let (id, path) = protected_one_of_ours(&life);
+    let state = |state| InstanceChange::State(Word::State(state));
+    life.change(&root(), id, state(State::ShelvedOffloaded)).unwrap();
+    assert_eq!(life.instance(id).record.kept, []);
+    assert!(!path.exists() && !path.with_file_name(".instancefs-kept").exists());
+    life.change(&root(), id, state(State::Stopped)).unwrap();
+    until("the disk that is back has a second name", || names(&path) == 2);
+}
+
+#[test]
+fn what_is_deleted_for_good_leaves_no_link() {
+    let world = World::new();
+    let (life, disks) = (world.live(), Disks::new(&world));
+    let ours = protected_one_of_ours(&life);
+    let other = protected(&life, &disks);
+    for (id, _) in [&ours, &other] {
+        // As one change, so that nothing can come between.
+        let changes =
+            vec![InstanceChange::DisableTerminate(false), InstanceChange::State(Word::State(State::SoftDeleted))];
+        life.change_all_by(&root(), *id, changes).unwrap();
+        life.change(&root(), *id, InstanceChange::State(Word::Deleted)).unwrap();
+        assert!(life.inventory.instance(*id).is_none());
+    }
+    assert!(!ours.1.exists() && !ours.1.with_file_name(".instancefs-kept").exists());
+    assert_eq!((names(&other.1), disks.links().len()), (1, 0));
 }
