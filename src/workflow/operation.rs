@@ -166,6 +166,7 @@ impl Run {
                 Err(Halt::Cancelled) => Outcome::Cancelled,
                 Err(Halt::Stopped) => return Err(Halt::Stopped),
             };
+            let mut retry = RETRY_FIRST;
             loop {
                 match self.roll_back() {
                     Ok(RolledBack::Back) => {
@@ -177,7 +178,16 @@ impl Run {
                     }
                     Ok(RolledBack::Ran) => return Ok(Outcome::Done(boot::ran(self)?)),
                     Err(Halt::Lost) => self.wait_for_connection()?,
-                    Err(halt @ (Halt::Failed(_) | Halt::Cancelled | Halt::Stopped)) => return Err(halt),
+                    // Not known what is there, so neither undone nor given up: both could lose something.
+                    Err(Halt::Failed(reason)) => {
+                        log::error!("operation {} cannot be undone yet: {reason}; trying again", self.id);
+                        self.shared.gate.sleep(retry, &|| false);
+                        if self.shared.gate.stopping() {
+                            return Err(Halt::Stopped);
+                        }
+                        retry = (retry * 2).min(RETRY_LAST);
+                    }
+                    Err(halt @ (Halt::Cancelled | Halt::Stopped)) => return Err(halt),
                 }
             }
         }
