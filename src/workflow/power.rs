@@ -107,6 +107,7 @@ pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
         }
         if domain.power == PowerState::Running {
             run.begin(SHUTDOWN)?;
+            run.guard()?;
             match run.hypervisor().shutdown(run.object) {
                 Ok(()) => {}
                 Err(HypervisorError::Unreachable(_)) => return Err(Halt::Lost),
