@@ -142,8 +142,15 @@ pub(super) fn are_stale(run: &Run) -> Result<bool, Halt> {
     let shelf = shelf(run)?;
     let disks = run.instance()?.record.disks.clone();
     for copy in shelf.copies.iter().filter(|copy| disks.contains(&copy.of.disk)) {
-        if !run.has_begun(steps(copy.of.disk.role).remove)? && current(run, &copy.of.disk)? != copy.fingerprint {
-            return Ok(true);
+        if run.has_begun(steps(copy.of.disk.role).remove)? {
+            continue;
+        }
+        match current(run, &copy.of.disk) {
+            Ok(fingerprint) if fingerprint == copy.fingerprint => {}
+            Ok(_) => return Ok(true),
+            // An earlier removal took effect and was not told so.
+            Err(Halt::Failed(Reason::NotFound(_))) => {}
+            Err(halt) => return Err(halt),
         }
     }
     Ok(false)
@@ -165,8 +172,8 @@ pub(super) fn remove_disks(run: &Run, proven: &HashSet<Uuid>) -> Result<(), Halt
         is_off(run)?;
         match current(run, disk) {
             Ok(fingerprint) if fingerprint == copy.fingerprint => {}
-            // An earlier life of the program removed it, and did not come to store that.
-            Err(Halt::Failed(Reason::NotFound(_))) if run.has_begun(step)? => {}
+            // It was removed before, and nobody came to store that. Its copy has been proven just now.
+            Err(Halt::Failed(Reason::NotFound(_))) => {}
             Ok(_) => {
                 return Err(Halt::Failed(Reason::Failed(format!(
                     "the disk {} changed after it was copied, so it is kept; write shelved_offloaded again to copy it anew",
@@ -255,8 +262,8 @@ pub(super) fn bring_back(run: &Run) -> Result<(), Halt> {
         if let Some(disk) = there.filter(|disk| disk.operation != run.id) {
             match run.shared.parts.block.open(disk) {
                 Ok(_) => continue,
-                // It was removed, and the undo of an earlier return could not say so.
-                Err(BlockError::Missing(_)) if shelf.stage == ShelfStage::Offloaded => {}
+                // It was removed, and the removal, or the undo of an earlier return, could not say so.
+                Err(BlockError::Missing(_)) => {}
                 Err(error) => return Err(halt(run, error)),
             }
         }
