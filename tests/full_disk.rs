@@ -20,8 +20,13 @@ struct Disk {
 
 impl Disk {
     fn new() -> Disk {
+        Disk::of(16)
+    }
+
+    fn of(mebibytes: usize) -> Disk {
         let directory = tempfile::tempdir().expect("a directory");
-        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("size=16m,mode=0700"))
+        let options = format!("size={mebibytes}m,mode=0700");
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
             .expect("a small file system");
         Disk { directory }
     }
@@ -130,4 +135,34 @@ fn an_image_that_does_not_fit_says_so_and_its_draft_can_be_written_again() {
     daemon.set(format!("images/{id}/state"), "active");
     wait_until("it is active", || daemon.read(format!("images/{id}/state")) == "active");
     assert!(fs::read(&data).expect("readable") == vec![2; 1 << 20]);
+}
+
+#[test]
+fn the_write_that_does_not_fit_says_so_itself_and_all_before_it_are_there() {
+    const PART: usize = 1 << 20;
+    let disk = Disk::of(200);
+    let daemon = Daemon::start_in(&disk.state(), &[]);
+    let id = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("images/{id}"))).expect("a draft");
+    let data = daemon.path(format!("images/{id}/data"));
+    let file = File::create(&data).expect("opened");
+    let mut written = 0;
+    let error = loop {
+        match file.write_at(&vec![written as u8; PART], (written * PART) as u64) {
+            Ok(PART) => written += 1,
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+        assert!(written < 200, "it cannot fit");
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(written > 150, "{written} MiB of 200");
+    assert_eq!(errno(file.sync_all()), 0, "nothing that was acknowledged is lost");
+    assert_eq!(nix::unistd::close(file), Ok(()));
+    let mut part = vec![0; PART];
+    let file = File::open(&data).expect("readable");
+    for index in 0..written {
+        file.read_exact_at(&mut part, (index * PART) as u64).expect("it is there");
+        assert!(part.iter().all(|byte| *byte == index as u8), "part {index}");
+    }
 }

@@ -58,12 +58,28 @@ pub struct Edge {
     pub kernel: OnceLock<Notifier>,
     /// The end.
     pub stopping: AtomicBool,
+    /// A session thread may be waiting for a disk.
+    pub lent: AtomicBool,
+}
+
+/// Held while a session thread is lent to a disk.
+pub struct Lent<'a>(&'a AtomicBool);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Edge {
     /// Whether the mount is being ended.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Lets this session thread wait for a disk, if no other one does: the rest answer meanwhile.
+    pub fn lend(&self) -> Option<Lent<'_>> {
+        (!self.lent.swap(true, Ordering::Acquire)).then_some(Lent(&self.lent))
     }
 
     /// Who asks, with all that `/proc` says of him.
@@ -151,7 +167,7 @@ impl Edge {
         let sequence = self.versions.sequence(handle.node.inode());
         match handle.held() {
             Some(content @ Content::Snapshot(_)) if offset > 0 => return Ok(content),
-            Some(content @ Content::File(_)) => {
+            Some(content @ (Content::File(_) | Content::Draft(..))) => {
                 handle.saw(sequence);
                 return Ok(content);
             }
@@ -247,10 +263,20 @@ impl Edge {
             },
             held => held,
         };
-        if let Some(Content::File(file)) = content {
-            return self.pool.run(move || match find(&file, offset, what) {
-                Ok(found) => answer(reply, found),
-                Err(error) => reply.error(error.into()),
+        let (file, draft) = match content {
+            Some(Content::File(file)) => (Some(file), None),
+            Some(Content::Draft(file, draft)) => (Some(file), Some(draft)),
+            Some(Content::Snapshot(_) | Content::Piece(_)) | None => (None, None),
+        };
+        if let Some(file) = file {
+            return self.pool.run(move || {
+                if let Some(draft) = draft {
+                    draft.settle();
+                }
+                match find(&file, offset, what) {
+                    Ok(found) => answer(reply, found),
+                    Err(error) => reply.error(error.into()),
+                }
             });
         }
         let Some(attributes) = self.interface.attributes(handle.node) else { return reply.error(Errno::ENOENT) };
@@ -380,9 +406,11 @@ pub fn place(directory: Node, name: &str) -> Option<Place> {
 pub fn open_flags(caching: Caching, purpose: &Purpose) -> FopenFlags {
     match (purpose, caching) {
         (Purpose::Value, Caching::Everything) => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        (Purpose::Value, Caching::Attributes | Caching::Nothing) | (Purpose::Data(_) | Purpose::Announcement, _) => {
+        (Purpose::Value, Caching::Attributes | Caching::Nothing) | (Purpose::Announcement, _) => {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
         }
+        // Whoever closes it learns whether what was acknowledged was written.
+        (Purpose::Data(_), _) => FopenFlags::FOPEN_DIRECT_IO,
     }
 }
 

@@ -21,6 +21,7 @@ use super::pool::read_fully;
 use crate::image::extent::Find;
 use crate::model::reason::Reason;
 use crate::tree::{Content, Node};
+use crate::workflow::drafts_data::Leave;
 
 /// The session's side of [`Edge`].
 pub struct Frontend {
@@ -316,6 +317,13 @@ impl Filesystem for Frontend {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => reply.error(error.into()),
                 }),
+                Content::Draft(file, data) => edge.pool.run(move || {
+                    data.settle();
+                    match read_fully(&file, offset, size) {
+                        Ok(bytes) => reply.data(&bytes),
+                        Err(error) => reply.error(error.into()),
+                    }
+                }),
                 Content::Piece(piece) => edge.pool.run(move || match piece.read(offset, size, read_fully) {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => reply.error(error.into()),
@@ -332,7 +340,7 @@ impl Filesystem for Frontend {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -346,7 +354,9 @@ impl Filesystem for Frontend {
                     Ok(()) => reply.written(count),
                     Err(reason) => reply.error(errno(&reason)),
                 });
-                bulk.write_at(offset, data.to_vec(), done);
+                let early = flags.0 & (libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC) == 0;
+                let lent = early.then(|| edge.lend()).flatten();
+                bulk.write_at(offset, data, Leave { early, here: lent.is_some() }, done);
             }
             // Half of a value may have gone to the daemon before us.
             Purpose::Value if handle.is_adopted() && offset > 0 => reply.error(Errno::ESTALE),
@@ -354,8 +364,11 @@ impl Filesystem for Frontend {
         }
     }
 
-    fn flush(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+    fn flush(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        match self.edge.handles.get(handle.0).as_deref().map(|handle| &handle.purpose) {
+            Some(Purpose::Data(data)) => data.flush(finish(reply)),
+            Some(Purpose::Value | Purpose::Announcement) | None => reply.ok(),
+        }
     }
 
     fn release(

@@ -57,8 +57,9 @@ use crate::tree::Interface;
 /// The name of the source and of the file system's subtype in the table of mounts.
 pub const NAME: &str = "instancefs";
 
-/// More threads cost locality and win nothing: no request is waited for in them.
-const SESSION_THREADS: usize = 2;
+/// More threads cost locality and win nothing: no request is waited for in them, but for one at a time that writes data
+/// after it has answered (see [`Edge::lend`]).
+const SESSION_THREADS: usize = 3;
 /// The name of the thread that ends with the connection.
 const SESSION: &str = "session";
 
@@ -114,6 +115,7 @@ impl Mount {
             pool: Pool::start()?,
             kernel: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
         });
         let (stale, stale_names) = unbounded();
         let publisher = Arc::new(Publisher::new(edge.clone(), stale));

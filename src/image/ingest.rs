@@ -5,6 +5,8 @@
 //! us, and the commit reads everything.
 
 mod follower;
+mod publish;
+mod reservation;
 #[cfg(test)]
 mod tests;
 
@@ -18,22 +20,24 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{Gid, fchown};
 use parking_lot::Mutex;
 
-use self::follower::{Arrived, PART, Running};
+use self::follower::{Arrived, PART, Running, give_way};
+pub use self::publish::{publish, unpublish};
+use self::reservation::Reservation;
 use super::extent::{self, Find};
 use super::inspect::{Refusal, inspect};
-use super::{Format, Inspected, durable, qemu_img};
+use super::{Format, Inspected, qemu_img};
 
-/// The mode of an image that never changes any more.
-const PUBLISHED_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IRGRP);
 const DRAFT_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// What a commit hashes between two looks at whether it is still wanted.
 const STEP: u64 = 4 << 20;
+
+/// As long as less is reserved, [`Draft::reserve`] reserves more.
+pub const RESERVED_AT_LEAST: u64 = reservation::STEP;
 
 /// How often the kernel's clock is looked at, a millisecond apart, until it has moved on.
 const MOST_TICKS: u32 = 100;
@@ -75,7 +79,7 @@ pub enum CommitError {
 /// What writers share.
 #[derive(Default)]
 struct Arrival {
-    arrived: Arrived,
+    reservation: Reservation,
     /// The file as our last change left it.
     left: Option<Fingerprint>,
     /// The file as it was checked, after a commit that succeeded.
@@ -90,7 +94,9 @@ pub struct Draft {
     path: PathBuf,
     /// Held over each change of the file.
     arrival: Mutex<Arrival>,
-    /// Taken before `arrival` by those who take both; never by a writer.
+    /// The last to be taken of the three, and held for a moment only.
+    arrived: Mutex<Arrived>,
+    /// Never taken by a writer, nor together with `arrival`.
     running: Mutex<Running>,
 }
 
@@ -112,7 +118,14 @@ impl Draft {
                 format!("{} is not a regular file", path.display()),
             ));
         }
-        Ok(Draft { file, path: path.to_owned(), arrival: Mutex::default(), running: Mutex::default() })
+        reservation::release_left_over(&file)?;
+        Ok(Draft {
+            file,
+            path: path.to_owned(),
+            arrival: Mutex::default(),
+            arrived: Mutex::default(),
+            running: Mutex::default(),
+        })
     }
 
     /// Where the data lies.
@@ -124,16 +137,28 @@ impl Draft {
     /// after it succeeded, `EFBIG` past the largest offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut arrival = self.arrival_to_change()?;
+        self.write_locked(&mut arrival, offset, bytes)
+    }
+
+    /// The next to change the data, if nobody is doing so; never waits.
+    pub fn try_turn(&self) -> Option<Turn<'_>> {
+        let arrival = self.arrival.try_lock().filter(|arrival| !arrival.frozen)?;
+        Some(Turn { draft: self, arrival })
+    }
+
+    fn write_locked(&self, arrival: &mut Arrival, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Errno::EFBIG.into());
         }
-        arrival.arrived.changes(offset);
-        let written = self.write_all(&mut arrival.arrived, offset, bytes);
+        arrival.reservation.before_write(&self.file, offset)?;
+        self.arrived.lock().changes(offset);
+        let written = self.write_all(offset, bytes);
+        self.arrived.lock().has_changed();
         arrival.left = Some(Fingerprint::of(&self.file)?);
         written
     }
 
-    fn write_all(&self, arrived: &mut Arrived, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -142,7 +167,7 @@ impl Draft {
                 Ok(count) => {
                     at += count as u64;
                     rest = &rest[count..];
-                    arrived.wrote(at);
+                    self.arrived.lock().wrote(at);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -153,16 +178,18 @@ impl Draft {
 
     /// Hashes what the writers have left behind, in a thread of its own if there is enough. Returns at once.
     pub fn follow(self: &Arc<Draft>) {
-        if !self.arrival.lock().arrived.begin_following() {
+        if !self.arrived.lock().begin_following() {
             return;
         }
-        let draft = self.clone();
+        // Nobody wants the hash of a draft that is gone.
+        let draft = Arc::downgrade(self);
         let follow = move || {
+            give_way();
             let mut buffer = vec![0; PART];
-            while draft.follow_once(&mut buffer) {}
+            while draft.upgrade().is_some_and(|draft| draft.follow_once(&mut buffer)) {}
         };
         if let Err(error) = thread::Builder::new().name("draft-hash".to_owned()).spawn(follow) {
-            self.arrival.lock().arrived.end_following();
+            self.arrived.lock().end_following();
             log::debug!("{} is hashed at the commit: {error}", self.path.display());
         }
     }
@@ -171,10 +198,10 @@ impl Draft {
     fn follow_once(&self, buffer: &mut [u8]) -> bool {
         let mut running = self.running.lock();
         let claimed = {
-            let mut arrival = self.arrival.lock();
-            let claimed = if arrival.frozen { None } else { arrival.arrived.claim(&mut running) };
+            let mut arrived = self.arrived.lock();
+            let claimed = arrived.claim(&mut running);
             if claimed.is_none() {
-                arrival.arrived.end_following();
+                arrived.end_following();
             }
             claimed
         };
@@ -182,7 +209,7 @@ impl Draft {
         // A file that was cut meanwhile: the next claim starts anew. Whatever else it is, the commit meets it again.
         if running.advance(&self.file, end, buffer).is_err() {
             running.restart();
-            self.arrival.lock().arrived.end_following();
+            self.arrived.lock().end_following();
             return false;
         }
         true
@@ -191,9 +218,14 @@ impl Draft {
     /// Cuts or extends (with zeros) the data to `length` bytes. `EBUSY` as for [`Draft::write_at`].
     pub fn truncate(&self, length: u64) -> io::Result<()> {
         let mut arrival = self.arrival_to_change()?;
-        arrival.arrived.changes(length);
-        self.file.set_len(length)?;
-        arrival.arrived.has_length(length);
+        arrival.reservation.release(&self.file)?;
+        self.arrived.lock().changes(length);
+        let cut = self.file.set_len(length);
+        let mut arrived = self.arrived.lock();
+        arrived.has_changed();
+        cut?;
+        arrived.has_length(length);
+        drop(arrived);
         arrival.left = Some(Fingerprint::of(&self.file)?);
         Ok(())
     }
@@ -208,11 +240,44 @@ impl Draft {
             return Err(Errno::EFBIG.into());
         };
         let mut arrival = self.arrival_to_change()?;
+        arrival.reservation.release(&self.file)?;
         if mode.intersects(zeroing) {
-            arrival.arrived.changes(offset);
+            self.arrived.lock().changes(offset);
         }
-        fallocate(&self.file, mode, start, length)?;
+        if mode.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE) {
+            arrival.reservation.leave_to_writer();
+        }
+        let allocated = fallocate(&self.file, mode, start, length);
+        self.arrived.lock().has_changed();
+        allocated?;
         arrival.left = Some(Fingerprint::of(&self.file)?);
+        Ok(())
+    }
+
+    /// Reserves space behind the end of the data, and returns up to where: writes that go on from the end up to there do
+    /// not fail for want of space, unless something else than such writes comes in between. `None`: nothing is reserved,
+    /// and the disk may not be able to.
+    pub fn reserve(&self) -> io::Result<Option<u64>> {
+        let mut arrival = self.arrival_to_change()?;
+        let before = Fingerprint::of(&self.file)?;
+        let reserved = arrival.reservation.extend(&self.file, before.length);
+        self.still_as_left(&mut arrival, before)?;
+        reserved
+    }
+
+    /// Gives back what was reserved and not written.
+    pub fn release(&self) -> io::Result<()> {
+        let mut arrival = self.arrival_to_change()?;
+        let before = Fingerprint::of(&self.file)?;
+        arrival.reservation.release(&self.file)?;
+        self.still_as_left(&mut arrival, before)
+    }
+
+    /// The file has another time since `before`, and the same bytes: what somebody has changed past us stays known.
+    fn still_as_left(&self, arrival: &mut Arrival, before: Fingerprint) -> io::Result<()> {
+        if arrival.left == Some(before) {
+            arrival.left = Some(Fingerprint::of(&self.file)?);
+        }
         Ok(())
     }
 
@@ -249,6 +314,7 @@ impl Draft {
     /// Lets a draft be written again whose commit succeeded but whose publication did not happen.
     pub fn thaw(&self) {
         self.arrival.lock().frozen = false;
+        self.arrived.lock().pause(false);
     }
 
     /// Checks and hashes the data. Writes are refused from here on; after an error they are allowed again, after
@@ -267,6 +333,7 @@ impl Draft {
                 return Err(CommitError::Busy);
             }
             arrival.frozen = true;
+            self.arrived.lock().pause(true);
         }
         let result = self.check(claimed, progress, cancelled);
         if result.is_err() {
@@ -292,7 +359,7 @@ impl Draft {
             let mut arrival = self.arrival.lock();
             arrival.checked = None;
             if arrival.left != Some(before) {
-                arrival.arrived.changes(0);
+                self.arrived.lock().forget(0);
             }
         }
         let (outcome, synced) = thread::scope(|scope| {
@@ -304,7 +371,7 @@ impl Draft {
         })?;
         // Whatever was found is not about the file that is there now.
         if Fingerprint::of(&self.file)? != before {
-            self.arrival.lock().arrived.changes(0);
+            self.arrived.lock().forget(0);
             return Err(CommitError::Changed);
         }
         let committed = outcome?;
@@ -338,7 +405,7 @@ impl Draft {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<String, CommitError> {
         let mut running = self.running.lock();
-        self.arrival.lock().arrived.claim_all(&mut running, length);
+        self.arrived.lock().claim_all(&mut running, length);
         if running.hashed() > length {
             // Somebody else has cut the file, which says that the hash is of other bytes.
             running.restart();
@@ -362,6 +429,19 @@ impl Draft {
     fn arrival_to_change(&self) -> io::Result<parking_lot::MutexGuard<'_, Arrival>> {
         let arrival = self.arrival.lock();
         if arrival.frozen { Err(Errno::EBUSY.into()) } else { Ok(arrival) }
+    }
+}
+
+/// Keeps everybody else from changing the data until it is dropped.
+pub struct Turn<'a> {
+    draft: &'a Draft,
+    arrival: parking_lot::MutexGuard<'a, Arrival>,
+}
+
+impl Turn<'_> {
+    /// As [`Draft::write_at`].
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.draft.write_locked(&mut self.arrival, offset, bytes)
     }
 }
 
@@ -406,52 +486,4 @@ fn agree(ours: &Inspected, theirs: &qemu_img::QemuInfo) -> Result<(), CommitErro
         return Ok(());
     };
     Err(CommitError::Disagrees(complaint))
-}
-
-/// Gives a committed draft its final name and freezes it: mode 0440, and the group `group` if there is one.
-///
-/// Both names are on one file system. Durable on success. Idempotent: if `from` is gone and `to` is there, a former
-/// call has done it. An existing `to` beside `from` is `EEXIST`, and nothing is touched.
-pub fn publish(from: &Path, to: &Path, group: Option<u32>) -> io::Result<()> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && std::fs::symlink_metadata(to)?.is_file() => {
-            return sync_names(from, to);
-        }
-        Err(error) => return Err(error),
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a regular file", from.display())));
-    }
-    if std::fs::symlink_metadata(to).is_ok() {
-        return Err(Errno::EEXIST.into());
-    }
-    if let Some(group) = group {
-        fchown(&file, None, Some(Gid::from_raw(group)))?;
-    }
-    fchmod(&file, PUBLISHED_MODE)?;
-    file.sync_all()?;
-    durable::rename_new(from, to)?;
-    sync_names(from, to)
-}
-
-/// Takes back [`publish`]: `to` becomes the draft `from` again, with its mode. Durable on success.
-pub fn unpublish(from: &Path, to: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(to)?;
-    durable::rename_new(to, from)?;
-    fchmod(&file, DRAFT_MODE)?;
-    file.sync_all()?;
-    sync_names(to, from)
-}
-
-fn sync_names(from: &Path, to: &Path) -> io::Result<()> {
-    durable::sync_name(to)?;
-    if from.parent() == to.parent() {
-        return Ok(());
-    }
-    match durable::sync_name(from) {
-        // A draft's directory may have been discarded since.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

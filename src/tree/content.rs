@@ -153,7 +153,10 @@ impl Tree {
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
             Read::Stream => Err(absent()),
             Read::Data => match self.draft_data(object) {
-                Some(data) => open(data.path()),
+                Some(data) => match open(data.path())? {
+                    Content::File(file) => Ok(Content::Draft(file, data)),
+                    empty => Ok(empty),
+                },
                 None => open(&self.engine.image_path(object.id())),
             },
             Read::Console(device) => self.console(*device, object, uid),
@@ -305,7 +308,7 @@ impl Tree {
             (Directory::Root, root::LAST_ERROR) => Some(0),
             _ => match self.file_content(directory, id, 0).ok()? {
                 Content::Snapshot(bytes) => Some(bytes.len() as u64),
-                Content::File(_) | Content::Piece(_) => None,
+                Content::File(_) | Content::Draft(..) | Content::Piece(_) => None,
             },
         }
     }

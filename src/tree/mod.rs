@@ -43,6 +43,7 @@ use crate::model::caller::Caller;
 use crate::model::reason::Reason;
 use crate::workflow::console_log::OpenPiece;
 pub use crate::workflow::drafts_data::FindCompletion;
+use crate::workflow::drafts_data::{DraftData, Leave};
 use crate::workflow::request::Completion;
 pub use interface::{Settings, Tree};
 pub use names::{Names, Place, Position};
@@ -99,6 +100,8 @@ pub enum Content {
     Snapshot(Arc<[u8]>),
     /// A file on disk that only grows, read live (`events`), or never changes (an active image).
     File(Arc<std::fs::File>),
+    /// The data of an image draft, read live.
+    Draft(Arc<std::fs::File>, Arc<DraftData>),
     /// A piece of a console log, read live.
     Piece(OpenPiece),
 }
@@ -194,7 +197,7 @@ pub type ReadCompletion = Box<dyn FnOnce(Result<Vec<u8>, Reason>) + Send>;
 /// The bulk data of an image draft; every call returns at once and is carried out in order by a thread of its own.
 pub trait Data: Send + Sync {
     /// Writes all bytes at the offset.
-    fn write_at(&self, offset: u64, bytes: Vec<u8>, done: Completion);
+    fn write_at(&self, offset: u64, bytes: &[u8], leave: Leave, done: Completion);
     /// Reads up to `size` bytes.
     fn read_at(&self, offset: u64, size: usize, done: ReadCompletion);
     /// Sets the length.
@@ -205,4 +208,6 @@ pub trait Data: Send + Sync {
     fn find(&self, offset: u64, what: Find, done: FindCompletion);
     /// Returns when everything written so far is on disk.
     fn sync(&self, done: Completion);
+    /// A descriptor of it was closed. Says whether everything that was acknowledged was written.
+    fn flush(&self, done: Completion);
 }

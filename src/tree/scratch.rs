@@ -12,6 +12,7 @@ use super::node::Node;
 use super::{Data, FindCompletion, ReadCompletion};
 use crate::image::extent::Find;
 use crate::model::reason::Reason;
+use crate::workflow::drafts_data::Leave;
 use crate::workflow::request::Completion;
 
 /// Bytes of one file.
@@ -168,14 +169,14 @@ fn within(end: Option<usize>) -> Result<usize, Reason> {
 }
 
 impl Data for Handle {
-    fn write_at(&self, offset: u64, bytes: Vec<u8>, done: Completion) {
+    fn write_at(&self, offset: u64, bytes: &[u8], _leave: Leave, done: Completion) {
         done(self.with(|content| {
             let start = usize::try_from(offset).map_err(|_| Reason::TooLarge)?;
             let end = within(start.checked_add(bytes.len()))?;
             if content.len() < end {
                 content.resize(end, 0);
             }
-            content[start..end].copy_from_slice(&bytes);
+            content[start..end].copy_from_slice(bytes);
             Ok(())
         }));
     }
@@ -209,6 +210,10 @@ impl Data for Handle {
     }
 
     fn sync(&self, done: Completion) {
+        done(Ok(()));
+    }
+
+    fn flush(&self, done: Completion) {
         done(Ok(()));
     }
 }
@@ -252,7 +257,12 @@ mod tests {
         let serial = scratch.create(PARENT, ".more", 8).expect("another user");
         let handle = scratch.open(serial).expect("exists");
         let (sender, outcome) = std::sync::mpsc::channel();
-        handle.write_at(LARGEST as u64, vec![1], Box::new(move |result| sender.send(result).expect("received")));
+        handle.write_at(
+            LARGEST as u64,
+            &[1],
+            Leave { early: true, here: true },
+            Box::new(move |result| sender.send(result).expect("received")),
+        );
         assert_eq!(outcome.recv().expect("answered").expect_err("too large").errno(), libc::EFBIG);
         assert_eq!(scratch.content(serial), Some(Vec::new()));
     }

@@ -15,7 +15,7 @@ use crate::model::Class;
 use crate::model::caller::{Caller, Role};
 use crate::model::reason::Reason;
 use crate::model::task::TaskChange;
-use crate::workflow::drafts_data::Writer;
+use crate::workflow::drafts_data::{Leave, Writer};
 use crate::workflow::request::{Completion, Request};
 
 /// The file's name for `last_error`, and why the write is refused.
@@ -180,8 +180,8 @@ pub fn open_draft(tree: &Tree, image: &Image, caller: &Caller) -> Result<Arc<dyn
 struct DraftHandle(Writer);
 
 impl Data for DraftHandle {
-    fn write_at(&self, offset: u64, bytes: Vec<u8>, done: Completion) {
-        self.0.write_at(offset, bytes, done);
+    fn write_at(&self, offset: u64, bytes: &[u8], leave: Leave, done: Completion) {
+        self.0.write_at(offset, bytes, leave, done);
     }
 
     fn read_at(&self, offset: u64, size: usize, done: ReadCompletion) {
@@ -202,5 +202,9 @@ impl Data for DraftHandle {
 
     fn sync(&self, done: Completion) {
         self.0.sync(done);
+    }
+
+    fn flush(&self, done: Completion) {
+        self.0.flush(done);
     }
 }

@@ -1,11 +1,15 @@
 //! The bulk data of image drafts: who writes it, and that nobody does while it is being committed.
 
+mod ahead;
+mod worker;
+
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,13 +17,13 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
+use self::ahead::{Ahead, Decision, Mark};
+use self::worker::{Common, Job, Worker};
 use super::engine::Shared;
-use super::ledger::{Batch, now};
 use super::operation::Fault;
 use super::request::Completion;
 use crate::image::extent::Find;
 use crate::image::ingest;
-use crate::inventory::Object;
 use crate::model;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
@@ -30,8 +34,8 @@ pub type ReadCompletion = Box<dyn FnOnce(Result<Vec<u8>, Reason>) + Send>;
 /// Answers where the next data or hole begins; `None`: from the end on.
 pub type FindCompletion = Box<dyn FnOnce(Result<Option<u64>, Reason>) + Send>;
 
-/// The shown length follows the file's at most this often while it is being written.
-const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// After so many bytes a handle's thread looks after what a caller's has written.
+const TENDED_EVERY: u64 = 4 << 20;
 
 /// All drafts whose data somebody asked for.
 #[derive(Default)]
@@ -50,6 +54,7 @@ impl Drafts {
                 shared: Arc::downgrade(shared),
                 state: Mutex::default(),
                 changed: Condvar::new(),
+                ahead: Ahead::default(),
             })
         });
         data.clone()
@@ -78,6 +83,17 @@ pub struct DraftData {
     shared: Weak<Shared>,
     state: Mutex<State>,
     changed: Condvar,
+    ahead: Ahead,
+}
+
+impl fmt::Debug for DraftData {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DraftData")
+            .field("image", &self.image)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 impl DraftData {
@@ -86,9 +102,16 @@ impl DraftData {
         &self.path
     }
 
-    /// Its length in bytes.
+    /// Its length in bytes, with what was acknowledged.
     pub fn len(&self) -> u64 {
-        fs::symlink_metadata(&self.path).map_or(0, |metadata| metadata.len())
+        // In this order: what is carried out in between is then in the file.
+        let acknowledged = self.ahead.length();
+        fs::symlink_metadata(&self.path).map_or(0, |metadata| metadata.len()).max(acknowledged)
+    }
+
+    /// Returns when the file has everything that was acknowledged by now. May wait for the disk.
+    pub fn settle(&self) {
+        self.ahead.settle(self.ahead.mark());
     }
 
     /// Whether its length is 0.
@@ -115,15 +138,28 @@ impl DraftData {
             return Err(closed());
         }
         let (jobs, queue) = channel();
-        let worker =
-            Worker { data: self.clone(), generation: image.record.ownership.generation, shown: None, draft: None };
+        let (handle, generation) = (self.ahead.handle(), image.record.ownership.generation);
+        let common = Arc::new(Common::default());
+        let worker = Worker::new(self.clone(), handle, generation, common.clone());
         thread::Builder::new()
             .name("draft-data".to_owned())
             .stack_size(256 << 10)
             .spawn(move || worker.run(&queue))
             .map_err(|error| Reason::Failed(format!("no thread for the data: {error}")))?;
         state.writers += 1;
-        Ok(Writer { jobs })
+        Ok(Writer { data: self.clone(), handle, generation, common, jobs })
+    }
+
+    /// Whether a handle that was opened in this generation may change the data, and whether it says already that it was
+    /// written to.
+    fn may_change(&self, generation: u32) -> Result<bool, Reason> {
+        let shared = self.shared.upgrade().ok_or_else(|| Fault::Stopped.reason())?;
+        let image = shared.parts.ledger.inventory().image(self.image).ok_or(Reason::StaleHandle)?;
+        let Some(draft) = &image.record.draft else { return Err(Reason::DraftOnly) };
+        if image.record.ownership.generation != generation {
+            return Err(Reason::HandleOutlivedOwner);
+        }
+        Ok(draft.written)
     }
 
     /// Lets nobody write any more, and waits for those who do: the kernel tells us late that a file was closed.
@@ -197,194 +233,108 @@ fn closed() -> Reason {
 
 /// An open handle on a draft's data. Every call returns at once and is carried out in order by a thread of its own.
 pub struct Writer {
+    data: Arc<DraftData>,
+    /// Its number among the handles of this draft.
+    handle: u64,
+    generation: u32,
+    common: Arc<Common>,
     jobs: Sender<Job>,
 }
 
-enum Job {
-    Write(u64, Vec<u8>, Completion),
-    Read(u64, usize, ReadCompletion),
-    Truncate(u64, Completion),
-    Allocate { offset: u64, length: u64, mode: i32, done: Completion },
-    Find(u64, Find, FindCompletion),
-    Sync(Completion),
+/// What a write may do besides writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// It may be answered before the bytes are in the file, if the space is there.
+    pub early: bool,
+    /// After such an answer the calling thread may be used to write, which may wait for the disk.
+    pub here: bool,
 }
 
 impl Writer {
-    /// Writes all bytes at the offset.
-    pub fn write_at(&self, offset: u64, bytes: Vec<u8>, done: Completion) {
-        self.give(Job::Write(offset, bytes, done));
+    /// Writes all bytes at the offset. If one fails that was answered early, every later write, [`Writer::sync`] and
+    /// [`Writer::flush`] through this handle does.
+    pub fn write_at(&self, offset: u64, bytes: &[u8], leave: Leave, done: Completion) {
+        let may = leave.early && self.data.may_change(self.generation).is_ok();
+        let mut order = self.data.ahead.order();
+        let decision = order.write(self.handle, offset, bytes.len() as u64, may);
+        if decision == Decision::First
+            && leave.here
+            && let Some(draft) = self.common.draft.get()
+            && let Some(mut turn) = draft.try_turn()
+        {
+            // What is queued from here on waits for this turn to end.
+            drop(order);
+            done(Ok(()));
+            let written = turn.write_at(offset, bytes);
+            drop(turn);
+            self.common.carried_out(&self.data, bytes.len() as u64, written);
+            if offset / TENDED_EVERY != (offset + bytes.len() as u64) / TENDED_EVERY {
+                self.give(Job::Tend);
+            }
+            return;
+        }
+        match decision {
+            Decision::First | Decision::Now => {
+                let refused = self.jobs.send(Job::Promised(offset, bytes.to_vec(), None)).is_err();
+                drop(order);
+                done(if refused { Err(died()) } else { Ok(()) });
+            }
+            Decision::Enough => self.give(Job::Promised(offset, bytes.to_vec(), Some(done))),
+            Decision::Change => self.give(Job::Write { offset, bytes: bytes.to_vec(), early: leave.early, done }),
+        }
     }
 
     /// Reads up to `size` bytes.
     pub fn read_at(&self, offset: u64, size: usize, done: ReadCompletion) {
-        self.give(Job::Read(offset, size, done));
+        self.give_after(|mark| Job::Read(mark, offset, size, done));
     }
 
     /// Sets the length.
     pub fn truncate(&self, length: u64, done: Completion) {
-        self.give(Job::Truncate(length, done));
+        self.give_change(Job::Truncate(length, done));
     }
 
     /// fallocate(2).
     pub fn allocate(&self, offset: u64, length: u64, mode: i32, done: Completion) {
-        self.give(Job::Allocate { offset, length, mode, done });
+        self.give_change(Job::Allocate { offset, length, mode, done });
     }
 
     /// Finds the next data or hole.
     pub fn find(&self, offset: u64, what: Find, done: FindCompletion) {
-        self.give(Job::Find(offset, what, done));
+        self.give_after(|mark| Job::Find(mark, offset, what, done));
     }
 
     /// Answers when everything written so far is on disk.
     pub fn sync(&self, done: Completion) {
-        self.give(Job::Sync(done));
+        self.give_after(|mark| Job::Sync(mark, done));
+    }
+
+    /// Answers when everything acknowledged so far is in the file, and space that nothing was written into is free again.
+    pub fn flush(&self, done: Completion) {
+        self.give_change(Job::Flush(done));
+    }
+
+    fn give_after(&self, job: impl FnOnce(Mark) -> Job) {
+        let order = self.data.ahead.order();
+        self.give(job(order.mark()));
+    }
+
+    fn give_change(&self, job: Job) {
+        let mut order = self.data.ahead.order();
+        order.change();
+        self.give(job);
     }
 
     fn give(&self, job: Job) {
         // The thread ends after this sender is gone only, unless it panicked.
         if let Err(error) = self.jobs.send(job) {
-            let reason = || Reason::Failed("the thread of this file has died; open it again".to_owned());
-            match error.0 {
-                Job::Write(_, _, done) | Job::Truncate(_, done) | Job::Allocate { done, .. } | Job::Sync(done) => {
-                    done(Err(reason()))
-                }
-                Job::Read(_, _, done) => done(Err(reason())),
-                Job::Find(_, _, done) => done(Err(reason())),
-            }
+            error.0.fail(&died());
         }
     }
 }
 
-struct Worker {
-    data: Arc<DraftData>,
-    generation: u32,
-    shown: Option<Instant>,
-    /// Once something was changed: it is there and stays while there is a writer.
-    draft: Option<Arc<ingest::Draft>>,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.data.state.lock().writers -= 1;
-        self.data.changed.notify_all();
-    }
-}
-
-impl Worker {
-    fn run(mut self, queue: &Receiver<Job>) {
-        while let Ok(job) = queue.recv() {
-            match job {
-                Job::Write(offset, bytes, done) => {
-                    let result = self.change(|draft| draft.write_at(offset, &bytes));
-                    done(result);
-                    // The writer goes on meanwhile.
-                    if let Some(draft) = &self.draft {
-                        draft.follow();
-                    }
-                    self.show(false);
-                }
-                Job::Read(offset, size, done) => done(self.read(offset, size)),
-                Job::Truncate(0, done) if self.data.is_empty() => done(Ok(())),
-                Job::Truncate(length, done) => {
-                    let result = self.change(|draft| draft.truncate(length));
-                    self.show(true);
-                    done(result);
-                }
-                Job::Allocate { offset, length, mode, done } => {
-                    let result = self.change(|draft| draft.allocate(offset, length, mode));
-                    self.show(true);
-                    done(result);
-                }
-                Job::Find(offset, what, done) => {
-                    let draft = self.data.existing_or_none();
-                    let found = draft.and_then(|draft| draft.map_or(Ok(None), |draft| draft.find(offset, what)));
-                    done(found.map_err(|error| of_io(&error)));
-                }
-                Job::Sync(done) => done(
-                    self.data
-                        .existing_or_none()
-                        .and_then(|draft| draft.map_or(Ok(()), |draft| draft.sync()))
-                        .map_err(|error| of_io(&error)),
-                ),
-            }
-        }
-        if self.shown.is_some() {
-            self.show(true);
-        }
-    }
-
-    fn change(&mut self, change: impl FnOnce(&ingest::Draft) -> io::Result<()>) -> Result<(), Reason> {
-        let shared = self.data.shared.upgrade().ok_or_else(|| Fault::Stopped.reason())?;
-        let id = self.data.image;
-        let image = shared.parts.ledger.inventory().image(id).ok_or(Reason::StaleHandle)?;
-        let Some(draft) = image.record.draft else { return Err(Reason::DraftOnly) };
-        if image.record.ownership.generation != self.generation {
-            return Err(Reason::HandleOutlivedOwner);
-        }
-        if self.data.state.lock().closed && image.task.is_none() {
-            return Err(Reason::StaleHandle);
-        }
-        if !draft.written {
-            // Before the first byte: a draft that says that it was never written to is discarded by a mere rmdir.
-            shared.edit(Arc::new(move |batch| mark_written(batch, id))).map_err(|fault| fault.reason())?;
-        }
-        let draft = match &self.draft {
-            Some(draft) => draft,
-            None => self.draft.insert(self.data.existing_or_new().map_err(|error| of_io(&error))?),
-        };
-        change(draft).map_err(|error| of_io(&error))
-    }
-
-    fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, Reason> {
-        let read = || {
-            let Some(draft) = self.data.existing_or_none()? else { return Ok(Vec::new()) };
-            let mut buffer = vec![0; size];
-            let mut filled = 0;
-            while filled < size {
-                match draft.read_at(offset.saturating_add(filled as u64), &mut buffer[filled..]) {
-                    Ok(0) => break,
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            buffer.truncate(filled);
-            Ok(buffer)
-        };
-        read().map_err(|error: io::Error| of_io(&error))
-    }
-
-    fn show(&mut self, always: bool) {
-        if !always && self.shown.is_some_and(|shown| shown.elapsed() < SHOW_EVERY) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let Some(shared) = self.data.shared.upgrade() else { return };
-        let length = self.data.len();
-        let shown = shared.parts.ledger.transact(|batch| {
-            if let Some(image) = batch.image(self.data.image)
-                && image.record.draft.is_some()
-                && image.data_bytes != length
-            {
-                let mut image = (*image).clone();
-                image.data_bytes = length;
-                batch.show(Object::Image(Arc::new(image)));
-            }
-        });
-        if let Err(error) = shown {
-            log::warn!("the length of image {} is not shown: {error}", self.data.image);
-        }
-    }
-}
-
-fn mark_written(batch: &mut Batch<'_>, id: Uuid) {
-    let Some(image) = batch.image(id) else { return };
-    let mut image = (*image).clone();
-    if let Some(draft) = &mut image.record.draft {
-        draft.written = true;
-        image.record.updated_at = now();
-        batch.put(Object::Image(Arc::new(image)));
-    }
+fn died() -> Reason {
+    Reason::Failed("the thread of this file has died; open it again".to_owned())
 }
 
 /// What a failing file means to its writer.

@@ -17,6 +17,7 @@ use instancefs::tree::{
     Admission, Attributes, Caching, CallerOf, Content, Data, Directory, FindCompletion, Grant, Interface, Kind, Names,
     Node, NodeCompletion, OpenFile, Place, Position, ReadCompletion, Touched,
 };
+use instancefs::workflow::drafts_data::Leave;
 use instancefs::workflow::request::Completion;
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -376,14 +377,14 @@ impl Fake {
 }
 
 impl Data for Bulk {
-    fn write_at(&self, offset: u64, bytes: Vec<u8>, done: Completion) {
+    fn write_at(&self, offset: u64, bytes: &[u8], _leave: Leave, done: Completion) {
         let mut content = self.0.lock();
         let start = usize::try_from(offset).expect("a small test");
         let end = start + bytes.len();
         if content.len() < end {
             content.resize(end, 0);
         }
-        content[start..end].copy_from_slice(&bytes);
+        content[start..end].copy_from_slice(bytes);
         drop(content);
         done(Ok(()));
     }
@@ -414,6 +415,10 @@ impl Data for Bulk {
     }
 
     fn sync(&self, done: Completion) {
+        done(Ok(()));
+    }
+
+    fn flush(&self, done: Completion) {
         done(Ok(()));
     }
 }

@@ -11,6 +11,7 @@ use instancefs::model::image::{Format, State, Word};
 use instancefs::model::reason::Reason;
 use instancefs::store::power_loss::{Moment, PowerLoss};
 use instancefs::workflow::Writer;
+use instancefs::workflow::drafts_data::Leave;
 use instancefs::workflow::request::{Request, Wait};
 use uuid::Uuid;
 
@@ -36,7 +37,12 @@ fn draft(life: &Life<'_>) -> Uuid {
 
 fn write(writer: &Writer, offset: u64, bytes: &[u8]) -> Result<(), Reason> {
     let (answer, answered) = channel();
-    writer.write_at(offset, bytes.to_vec(), Box::new(move |result| drop(answer.send(result))));
+    writer.write_at(
+        offset,
+        bytes,
+        Leave { early: true, here: true },
+        Box::new(move |result| drop(answer.send(result))),
+    );
     answered.recv_timeout(DEADLINE).expect("answered")
 }
 

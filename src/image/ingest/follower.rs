@@ -1,8 +1,11 @@
 //! The hash that follows the writers of a draft.
 //!
 //! It reads behind them, from the page cache: no writer waits for it, and no bytes are kept for it in memory. Who hashes
-//! a part claims it before, under the lock that every change of the file is made under. A change of a claimed byte
-//! begins a new generation, and a hash of another generation than the present one counts for nothing.
+//! a part claims it before, and never one that is being changed. A change of a claimed byte begins a new generation, and a
+//! hash of another generation than the present one counts for nothing.
+//!
+//! It takes only what the processors have left (`SCHED_IDLE`), so it holds no lock that a writer waits for but for a few
+//! instructions: a writer would wait until there is nothing else to do.
 
 use std::fs::File;
 use std::io;
@@ -21,9 +24,18 @@ const WORTHWHILE: u64 = 8 << 20;
 /// A draft that was rewritten so often is a disk in use, which only the commit hashes.
 const MOST_RESTARTS: u32 = 4;
 
+/// Lets every other thread of the machine go first. If that is not possible it only costs speed.
+pub fn give_way() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread, and the parameters are read during the call only.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) } != 0 {
+        log::debug!("drafts are hashed at full priority: {}", io::Error::last_os_error());
+    }
+}
+
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// What the hash knows of the writers; it lives under their lock.
+/// What the hash knows of the writers; its lock is held for a moment only.
 #[derive(Default)]
 pub struct Arrived {
     generation: u64,
@@ -34,11 +46,26 @@ pub struct Arrived {
     restarts: u32,
     /// Somebody follows.
     followed: bool,
+    /// Where the change begins that is being made; there is one at a time.
+    changing: Option<u64>,
+    /// A commit hashes the rest itself.
+    paused: bool,
 }
 
 impl Arrived {
-    /// Bytes from `start` on are about to change.
+    /// Bytes from `start` on are about to change; until [`Arrived::has_changed`] none of them is claimed.
     pub fn changes(&mut self, start: u64) {
+        self.forget(start);
+        self.changing = Some(start);
+    }
+
+    /// The change was made, or has failed.
+    pub fn has_changed(&mut self) {
+        self.changing = None;
+    }
+
+    /// What was hashed from `start` on counts no more.
+    pub fn forget(&mut self, start: u64) {
         if start < self.claimed {
             self.generation += 1;
             self.claimed = 0;
@@ -75,11 +102,17 @@ impl Arrived {
         self.followed = false;
     }
 
+    /// Whether nothing is to be followed for now.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
     /// Claims the next part that the writers have left behind, and returns its end; `None`: it has caught up.
     pub fn claim(&mut self, running: &mut Running) -> Option<u64> {
         running.be_of(self.generation);
         let end = running.hashed + PART as u64;
-        if self.restarts > MOST_RESTARTS || end + BEHIND > self.frontier {
+        let is_changing = self.changing.is_some_and(|start| start < end);
+        if self.paused || is_changing || self.restarts > MOST_RESTARTS || end + BEHIND > self.frontier {
             return None;
         }
         self.claimed = self.claimed.max(end);
