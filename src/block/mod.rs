@@ -1,5 +1,6 @@
 //! Where disks live: one trait, one backend so far.
 
+pub mod backing;
 pub mod copy;
 pub mod directory;
 pub mod kept;

@@ -3,6 +3,7 @@
 //! It rolls forward. What is gone stays gone; whatever stops it in the middle leaves the rest in the bin. Before each
 //! step that destroys everything is asked again: lock, protection, and who uses it.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::events::Entry;
 use super::journal::{is_active, without_disk};
 use super::operation::{Ending, Halt, Run, WhenFull};
 use super::{console_log, copies, drafts_data, kept};
-use crate::block::open;
+use crate::block::{backing, open};
 use crate::hypervisor::definition::{Definition, names};
 use crate::hypervisor::{Domain, HypervisorError};
 use crate::image;
@@ -146,19 +147,34 @@ fn may_destroy(run: &Run) -> Result<Option<Domain>, Halt> {
     }
 }
 
-/// Whether a file is named by the definition of any other domain, or open.
+/// Whether a file is needed by any other domain, or open.
 pub(super) fn nobody_uses(run: &Run, path: &Path) -> Result<(), Halt> {
     // A definition may name the place as it is, or as it is reached.
     let mut paths = vec![path.to_owned()];
     paths.extend(path.canonicalize().ok().filter(|real| real != path));
+    let file = fs::symlink_metadata(path).ok();
     for domain in run.hypervisor().domains()? {
         if domain.uuid == run.object {
             continue;
         }
-        match run.hypervisor().definition(domain.uuid) {
-            Ok(xml) if paths.iter().any(|path| names(&xml, path)) => return Err(Halt::Failed(named(&domain.name))),
-            Ok(_) | Err(HypervisorError::NoDomain) => {}
+        let xml = match run.hypervisor().definition(domain.uuid) {
+            Ok(xml) => xml,
+            Err(HypervisorError::NoDomain) => continue,
             Err(error) => return Err(error.into()),
+        };
+        if paths.iter().any(|path| names(&xml, path)) {
+            return Err(Halt::Failed(named(&domain.name)));
+        }
+        let disks = Definition::parse(&xml).map(|definition| definition.disks).unwrap_or_default();
+        for disk in disks {
+            let (Some(file), Some(disk_path)) = (&file, &disk.path) else { continue };
+            if backing::needs(disk_path, disk.format.as_deref() == Some("qcow2"), file) {
+                return Err(Halt::Failed(Reason::InUse(format!(
+                    "the disk {} of {} is made from it; delete that for good first",
+                    disk_path.display(),
+                    domain.name
+                ))));
+            }
         }
     }
     match open::holder(path) {

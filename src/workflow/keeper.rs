@@ -232,10 +232,11 @@ impl Keeper {
 }
 
 fn of_binned(bin: &InstanceBin, moment: Moment) -> Wanted<InstanceChange> {
-    match expires(&bin.entry, moment, InstanceChange::State(instance::Word::Deleted)) {
-        Wanted::Later(_) | Wanted::Nothing if !bin.is_settled => Wanted::Again(InstanceChange::SettleBin, "state"),
-        wanted @ (Wanted::Now(..) | Wanted::Again(..) | Wanted::Later(_) | Wanted::Nothing) => wanted,
+    if !bin.is_settled {
+        // Its guest may still run: before that is over nothing can be deleted.
+        return Wanted::Again(InstanceChange::SettleBin, "state");
     }
+    expires(&bin.entry, moment, InstanceChange::State(instance::Word::Deleted))
 }
 
 fn of_image(image: &Image, moment: Moment) -> Wanted<ImageChange> {

@@ -361,6 +361,38 @@ fn a_disk_that_somebody_has_open_is_not_removed_and_he_is_named() {
 }
 
 #[test]
+fn a_disk_that_another_one_is_made_from_is_not_removed() {
+    let world = World::new();
+    let backend = Arc::new(DirectoryBackend::new(world.directory.path().join("disks"), None));
+    let life = world.live_with(backend.clone());
+    let image = filled(&life, &qcow2());
+    life.change_image(&alice(), image, ImageChange::State(image::Word::State(image::State::Active))).unwrap();
+    let id = life.draft();
+    life.change(&alice(), id, InstanceChange::Image(image)).unwrap();
+    life.state(id, State::Stopped).unwrap();
+    binned(&life, id);
+    let disk = backend.path(&life.instance(id).record.disks[0]);
+    let child = world.directory.path().join("child.qcow2");
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).args([&disk, &child]);
+    assert!(command.status().unwrap().success());
+    let xml = format!(
+        "<domain type='kvm'><name>child</name><memory>1024</memory><vcpu>1</vcpu><os><type>hvm</type></os><devices>\
+         <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda'/></disk>\
+         </devices></domain>",
+        child.display()
+    );
+    let other = world.control(json!({ "do": "define", "xml": xml }))["uuid"].as_str().unwrap().parse().unwrap();
+    let refused = delete(&life, id).unwrap_err();
+    assert_eq!(refused.errno(), libc::EBUSY);
+    assert!(refused.to_string().contains("child.qcow2 of child is made from it"), "{refused}");
+    assert!(disk.exists());
+    world.hypervisor.undefine(other).unwrap();
+    delete(&life, id).unwrap();
+    assert!(!disk.exists() && child.exists());
+}
+
+#[test]
 fn a_full_disk_refuses_the_bin_and_leaves_everything_where_it_is() {
     let world = World::new();
     let store = Arc::new(Full { inner: world.store.clone(), full: Mutex::new(false) });

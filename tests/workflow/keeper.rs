@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use instancefs::hypervisor::Hypervisor;
+use instancefs::hypervisor::{Hypervisor, PowerState};
 use instancefs::inventory::Object;
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image;
@@ -12,7 +12,7 @@ use instancefs::model::task::TaskState;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::lab::{Life, RETENTION, TestClock, World, active_image, alice, until};
+use crate::lab::{DEADLINE, Life, RETENTION, TestClock, World, active_image, alice, until};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -246,6 +246,30 @@ fn what_a_move_into_the_bin_left_to_do_is_tried_again_unless_it_is_locked() {
     life.wait_idle(id);
     life.change(&alice(), id, InstanceChange::Restore).unwrap();
     assert!(world.domain(id).unwrap().autostart);
+}
+
+#[test]
+fn what_expires_before_its_guest_was_shut_down_is_shut_down_first() {
+    let (world, clock) = (World::new(), TestClock::new());
+    let life = live(&world, &clock);
+    let id = life.active();
+    world.control(json!({ "do": "fault", "call": "shutdown", "mode": "hang", "times": 1 }));
+    let moved = life.begin(id, State::SoftDeleted);
+    until("shutdown hangs", || world.is_pending("shutdown"));
+    life.change(&alice(), id, InstanceChange::Locked(true)).unwrap();
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": true }));
+    world.control(json!({ "do": "release", "call": "shutdown" }));
+    moved.recv_timeout(DEADLINE).unwrap().unwrap_err();
+    clock.pass(RETENTION);
+    looked(&life);
+    assert_eq!((life.observed(id), world.power(id)), (State::SoftDeleted, PowerState::Running));
+    world.control(json!({ "do": "guest", "uuid": id, "ignores_acpi": false }));
+    life.change(&alice(), id, InstanceChange::Locked(false)).unwrap();
+    until("it is gone", || {
+        life.engine.keep();
+        !is_there(&life, id)
+    });
+    assert_eq!((world.calls("power_off"), world.disk_count()), (0, 0));
 }
 
 #[test]

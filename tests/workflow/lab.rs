@@ -341,7 +341,7 @@ pub struct TestClock {
 
 impl TestClock {
     pub fn new() -> Arc<TestClock> {
-        let (now, since_boot) = (Mutex::new(1_700_000_000), Mutex::new(Duration::from_secs(1000)));
+        let (now, since_boot) = (Mutex::new(SystemClock.now()), Mutex::new(Duration::from_secs(1000)));
         Arc::new(TestClock { now, boot: Mutex::new("first".to_owned()), since_boot })
     }
 
