@@ -47,7 +47,7 @@ fn backing_file(path: &Path) -> io::Result<Option<PathBuf>> {
     if magic[..4] != MAGIC || offset == 0 || size > LONGEST_NAME {
         return Ok(None);
     }
-    name_at(&mut file, offset, size).map(|name| file_of(name))
+    name_at(&mut file, offset, size).map(file_of)
 }
 
 fn name_at(file: &mut File, offset: u64, size: u32) -> io::Result<Vec<u8>> {

@@ -46,8 +46,8 @@ fn autostart(life: &Life<'_>, id: Uuid) -> bool {
 fn event(life: &Life<'_>, id: Uuid, what: &str) -> Option<serde_json::Value> {
     life.events.flush();
     let text = std::fs::read_to_string(life.world.directory.path().join("events")).unwrap();
-    let entries = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    entries.filter(|entry| entry["uuid"] == json!(id) && entry["what"] == what).next_back()
+    let mut entries = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    entries.rfind(|entry| entry["uuid"] == json!(id) && entry["what"] == what)
 }
 
 /// A domain that somebody else defined, on a disk of his.
