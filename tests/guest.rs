@@ -6,6 +6,8 @@ mod bin;
 mod bridge;
 #[path = "guest/network.rs"]
 mod network;
+#[path = "guest/shelf.rs"]
+mod shelf;
 mod support;
 
 use std::fs;

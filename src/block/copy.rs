@@ -268,9 +268,16 @@ impl Work<'_> {
 
     fn hash(&self) -> Result<String, CopyError> {
         let mut hash = Hash::new(self.to.file());
+        // While there is something to copy, that comes first, should both share a processor.
+        set_priority(BEHIND);
+        let mut is_behind = true;
         while hash.at < self.length {
             self.proceed()?;
             let copied = self.copied.load(Ordering::Acquire);
+            if is_behind && copied == self.length {
+                set_priority(USUAL);
+                is_behind = false;
+            }
             if hash.at == copied {
                 thread::sleep(Duration::from_millis(1));
                 continue;
@@ -378,6 +385,15 @@ nix::ioctl_write_int!(
 fn clone(from: &File, to: &File) -> bool {
     // SAFETY: FICLONE takes a descriptor; both are open.
     unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd() as libc::c_ulong) }.is_ok()
+}
+
+const USUAL: libc::c_int = 0;
+const BEHIND: libc::c_int = 10;
+
+/// The nice value of the calling thread. Back to the usual one only root may go; it is as good a hash either way.
+fn set_priority(nice: libc::c_int) {
+    // SAFETY: takes numbers only; 0 is the calling thread, which is what Linux means by a process here.
+    let _refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
 /// Has a range written to the disk, without what makes it durable.
