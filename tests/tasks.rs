@@ -356,6 +356,7 @@ fn an_import_that_is_cancelled_leaves_nothing_of_what_it_fetched() {
     let source = format!("http://127.0.0.1:{}/image", server.port);
     daemon.set(format!("{task}/spec.json"), &order(&source).to_string());
     let object = daemon.read(format!("{task}/object"));
+    wait_until("the image stands", || daemon.path(&object).exists());
     let fetched = daemon.state_directory().join(&object).join("data.part");
     wait_until("some of it is there", || {
         daemon.read(format!("{task}/phase")) == "fetch" && fs::metadata(&fetched).is_ok_and(|data| data.len() > 0)
