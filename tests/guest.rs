@@ -4,11 +4,16 @@
 mod bin;
 #[path = "guest/bridge.rs"]
 mod bridge;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "libvirt_backend/daemon.rs"]
+mod host;
 #[path = "guest/network.rs"]
 mod network;
 #[path = "guest/shelf.rs"]
 mod shelf;
 mod support;
+#[path = "guest/undefined.rs"]
+mod undefined;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -30,6 +35,11 @@ fn guest_image() -> PathBuf {
 }
 
 fn boot(daemon: &Daemon) -> Uuid {
+    boot_with(daemon, &[])
+}
+
+/// A guest with these values beside the usual ones.
+fn boot_with(daemon: &Daemon, values: &[(&str, &str)]) -> Uuid {
     let image = Uuid::new_v4();
     fs::create_dir(daemon.path(format!("images/{image}"))).expect("a draft");
     let copied = Command::new("cp").arg(guest_image()).arg(daemon.path(format!("images/{image}/data"))).status();
@@ -41,6 +51,9 @@ fn boot(daemon: &Daemon) -> Uuid {
     daemon.set(format!("instances/{id}/name"), "guest <&> 1");
     daemon.set(format!("instances/{id}/image"), &format!("images/{image}"));
     daemon.set(format!("instances/{id}/memory_bytes"), "192M");
+    for (file, value) in values {
+        daemon.set(format!("instances/{id}/{file}"), value);
+    }
     daemon.set(format!("instances/{id}/state"), "active");
     long_wait("it is active", || daemon.read(format!("instances/{id}/state")) == "active");
     id
