@@ -93,7 +93,7 @@ impl Hypervisor for Pinned {
             for event in incoming {
                 match event {
                     Event::Connected | Event::Disconnected(_) => *pin.gate.lock() = Gate::Unknown,
-                    Event::Changed(_) | Event::Rebooted(_) | Event::Undefined { .. } => {}
+                    Event::Changed(_) | Event::Rebooted(_) | Event::Moved(_) | Event::Undefined { .. } => {}
                 }
                 if sender.send(event).is_err() {
                     return;

@@ -25,6 +25,9 @@ pub enum Event {
     Changed(Uuid),
     /// This domain's guest restarted, by itself or by reset, without its QEMU ending.
     Rebooted(Uuid),
+    /// This domain's guest has moved to another host, which owns its disks now. Its definition may have stayed, or gone
+    /// without another word.
+    Moved(Uuid),
     /// This domain was undefined. `kept` says that libvirt reported a rename or a migration, after which the
     /// definition lives on elsewhere.
     Undefined {

@@ -9,6 +9,7 @@ mod addresses;
 mod console;
 mod definitions;
 mod health;
+mod incoming;
 mod listen;
 mod mirror;
 
@@ -17,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,6 @@ use uuid::Uuid;
 
 use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
-use crate::model::record::Departure;
 use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Batch, Ledger};
@@ -35,10 +35,8 @@ use absorb::{Answers, Extent, Stamps};
 use addresses::{AGENT_THREADS, Schedules};
 use console::Console;
 use health::{Board, Writer};
+use incoming::Pending;
 pub use mirror::metadata_element;
-
-/// More domains than this are asked about by a pass over all, which takes a constant number of round trips.
-const BURST: usize = 64;
 
 /// How many definitions are fetched for one transaction.
 const DEFINITIONS_PER_TRANSACTION: usize = 256;
@@ -75,15 +73,6 @@ pub struct Settings {
 pub(super) fn forget(batch: &mut Batch<'_>, id: Uuid) {
     batch.store(Change::Delete(definitions::key(id)));
     batch.store(Change::Delete(mirror::key(id)));
-}
-
-/// What events ask for.
-#[derive(Default)]
-struct Pending {
-    changed: BTreeSet<Uuid>,
-    departed: Vec<(Uuid, Departure)>,
-    /// The connection came back: everything may have changed.
-    connected: bool,
 }
 
 /// What is to be done in the background.
@@ -358,101 +347,6 @@ impl Reconciler {
         failure.map_or(Ok(()), |failure| Err(HypervisorError::Failed(failure)))
     }
 
-    /// The thread that receives events: it calls nobody, so that no event waits for a call.
-    fn receive(&self, incoming: &Receiver<hypervisor::Event>) {
-        loop {
-            let first = match incoming.recv_timeout(CHANNEL_PATIENCE) {
-                Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) if self.stopping() => return,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            if self.stopping() {
-                return;
-            }
-            let mut pending = self.pending.lock();
-            for event in std::iter::once(first).chain(incoming.try_iter().take(BURST * BURST)) {
-                match event {
-                    hypervisor::Event::Changed(uuid) => {
-                        pending.changed.insert(uuid);
-                    }
-                    hypervisor::Event::Undefined { uuid, kept } => {
-                        pending.departed.push((uuid, if kept { Departure::Moved } else { Departure::Told }));
-                        pending.changed.insert(uuid);
-                    }
-                    hypervisor::Event::Rebooted(uuid) => {
-                        *self.reboots.lock().entry(uuid).or_default() += 1;
-                        *self.batches.lock() += 1;
-                        self.published.notify_all();
-                        pending.changed.insert(uuid);
-                    }
-                    hypervisor::Event::Connected => {
-                        pending.connected = true;
-                        self.board.connected();
-                    }
-                    hypervisor::Event::Disconnected(reason) => self.board.disconnected(reason),
-                }
-            }
-            drop(pending);
-            self.pending_wake.notify_all();
-        }
-    }
-
-    /// The thread that asks: about what events named, and about everything at each interval and reconnection.
-    fn reconcile(&self) {
-        let mut next_pass = Instant::now();
-        // Definitions and mirrors as a whole are due after the first pass of each connection.
-        let mut details_due = true;
-        loop {
-            let mut pending = self.pending.lock();
-            while !self.stopping() && pending.changed.is_empty() && !pending.connected && Instant::now() < next_pass {
-                self.pending_wake.wait_until(&mut pending, next_pass);
-            }
-            let Pending { changed, departed, connected } = std::mem::take(&mut *pending);
-            drop(pending);
-            if !departed.is_empty() {
-                let serial = self.next_question.load(Ordering::Relaxed);
-                let mut stamps = self.stamps.lock();
-                departed.into_iter().for_each(|(id, departure)| stamps.departed(id, departure, serial));
-            }
-            if self.stopping() {
-                return;
-            }
-            details_due |= connected;
-            if connected || changed.len() > BURST || Instant::now() >= next_pass {
-                let outcome = self.pass();
-                next_pass = Instant::now() + self.settings.interval;
-                if outcome.is_ok() && std::mem::take(&mut details_due) {
-                    self.queue_all_details();
-                }
-                if !reconciled(outcome) {
-                    next_pass = next_pass.min(Instant::now() + RETRY);
-                }
-            } else {
-                for id in &changed {
-                    if !reconciled(self.refresh(*id)) {
-                        next_pass = next_pass.min(Instant::now() + RETRY);
-                    }
-                }
-            }
-            if !changed.is_empty() {
-                self.look_for_addresses(&changed);
-                self.details.lock().fetch.extend(changed);
-                self.details_wake.notify_all();
-            }
-        }
-    }
-
-    fn queue_all_details(&self) {
-        let ids: Vec<Uuid> = self.ledger.inventory().instances().iter().map(|instance| instance.id).collect();
-        let mut details = self.details.lock();
-        details.fetch.extend(&ids);
-        details.mirror.extend(&ids);
-        drop(details);
-        self.look_for_addresses(&ids);
-        self.details_wake.notify_all();
-    }
-
     /// The thread that fetches definitions and mirrors. One thread does both, so that what it fetches is never older
     /// than what it knows to have mirrored.
     fn keep_details(&self) {
@@ -524,21 +418,4 @@ impl Reconciler {
         }
         Ok(())
     }
-}
-
-/// Whether it was; if not, and nothing else says why, says why.
-fn reconciled(outcome: Result<(), HypervisorError>) -> bool {
-    match outcome {
-        Ok(()) => return true,
-        // Health says so, and the connection's return brings a pass.
-        Err(HypervisorError::Unreachable(detail)) => log::debug!("not reconciled: {detail}"),
-        Err(
-            error @ (HypervisorError::NoDomain
-            | HypervisorError::InvalidState(_)
-            | HypervisorError::Exists(_)
-            | HypervisorError::Unsupported(_)
-            | HypervisorError::Failed(_)),
-        ) => log::warn!("not reconciled and tried again: {error}"),
-    }
-    false
 }

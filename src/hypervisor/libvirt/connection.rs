@@ -304,7 +304,7 @@ impl Listener for Messenger {
             }
             Lifecycle::MigratedAway => {
                 self.migrated.lock().insert(uuid);
-                Event::Changed(uuid)
+                Event::Moved(uuid)
             }
             Lifecycle::Arrived => {
                 self.migrated.lock().remove(&uuid);
@@ -366,6 +366,13 @@ mod tests {
         assert!(undefined_after(&[], 1));
         assert!(undefined_after(&[(STOPPED, 3)], 0));
         assert!(!undefined_after(&[(STOPPED, 0)], 0));
+    }
+
+    #[test]
+    fn a_guest_that_leaves_is_told_of_before_its_definition_goes() {
+        let (messenger, received) = messenger();
+        messenger.lifecycle(Uuid::from_u128(7), STOPPED, 3);
+        assert_eq!(received.try_iter().last(), Some(Event::Moved(Uuid::from_u128(7))));
     }
 
     #[test]
