@@ -11,7 +11,6 @@ use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::TaskState;
 use instancefs::store::power_loss::{Moment, PowerLoss};
-use instancefs::store::sqlite::SqliteStore;
 use instancefs::store::{Change, Store};
 use instancefs::workflow::request::{Request, Wait};
 use serde_json::json;
@@ -35,7 +34,7 @@ fn to(state: State) -> InstanceChange {
 
 /// Runs a life until its power goes or its work is done; true if the power went.
 fn run_until_lost(world: &World, at: u64, moment: Moment, id: Uuid, changes: Option<&[InstanceChange]>) -> bool {
-    let store: Arc<PowerLoss<Arc<SqliteStore>>> = Arc::new(PowerLoss::new(world.store.clone(), at, moment));
+    let store: Arc<PowerLoss<Arc<dyn Store>>> = Arc::new(PowerLoss::new(world.store.clone(), at, moment));
     let life = world.live_on(store.clone(), |_| {});
     let answered =
         changes.map(|changes| life.submit(&alice(), Request::Instance { id, changes: changes.to_vec() }, Wait::Settle));

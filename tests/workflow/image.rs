@@ -29,7 +29,13 @@ pub fn qcow2() -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-fn draft(life: &Life<'_>) -> Uuid {
+/// The same one for everybody.
+pub fn small_qcow2() -> &'static [u8] {
+    static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    BYTES.get_or_init(qcow2)
+}
+
+pub fn draft(life: &Life<'_>) -> Uuid {
     let id = Uuid::new_v4();
     life.ask(&alice(), Request::MakeDraft { class: Class::Image, id }).unwrap();
     id

@@ -201,7 +201,7 @@ impl Disks {
 
 pub struct World {
     pub directory: TempDir,
-    pub store: Arc<SqliteStore>,
+    pub store: Arc<dyn Store>,
     pub hypervisor: Arc<SimulatedHypervisor>,
     pub disks: Arc<Disks>,
     pub image: Uuid,
@@ -211,7 +211,12 @@ impl World {
     /// With one active image of 1 GiB, alice's.
     pub fn new() -> World {
         let directory = TempDir::new().unwrap();
-        let store = Arc::new(SqliteStore::open(&directory.path().join("store.sqlite")).unwrap());
+        let store = SqliteStore::open(&directory.path().join("store.sqlite")).unwrap();
+        World::on(directory, Arc::new(store))
+    }
+
+    /// In this directory, with this store.
+    pub fn on(directory: TempDir, store: Arc<dyn Store>) -> World {
         let hypervisor = Arc::new(SimulatedHypervisor::open(&directory.path().join("host")).unwrap());
         hypervisor.connect().unwrap();
         std::fs::create_dir(directory.path().join("images")).unwrap();
@@ -232,17 +237,19 @@ impl World {
 
     /// A life on another view of the store, with other settings.
     pub fn live_on(&self, store: Arc<dyn Store>, set: impl FnOnce(&mut Settings)) -> Life<'_> {
-        self.begin_life(store, self.disks.clone(), set)
+        self.begin_life(store, self.hypervisor.clone(), self.disks.clone(), set)
     }
 
     /// A life that makes its disks elsewhere.
     pub fn live_with(&self, block: Arc<dyn BlockBackend>) -> Life<'_> {
-        self.begin_life(self.store.clone(), block, |_| {})
+        self.begin_life(self.store.clone(), self.hypervisor.clone(), block, |_| {})
     }
 
-    fn begin_life(
+    /// A life with other views of everything that it works with.
+    pub fn begin_life(
         &self,
         store: Arc<dyn Store>,
+        hypervisor: Arc<dyn Hypervisor>,
         block: Arc<dyn BlockBackend>,
         set: impl FnOnce(&mut Settings),
     ) -> Life<'_> {
@@ -253,9 +260,9 @@ impl World {
         let reconciler = Reconciler::start(
             ledger.clone(),
             store,
-            self.hypervisor.clone(),
+            hypervisor.clone(),
             events.clone(),
-            self.hypervisor.events(),
+            hypervisor.events(),
             reconcile::Settings {
                 state_directory: self.directory.path().to_owned(),
                 interval: DEADLINE,
@@ -263,13 +270,8 @@ impl World {
                 read_only: false,
             },
         );
-        let parts = Parts {
-            ledger: ledger.clone(),
-            hypervisor: self.hypervisor.clone(),
-            block,
-            reconciler: reconciler.clone(),
-            events: events.clone(),
-        };
+        let parts =
+            Parts { ledger: ledger.clone(), hypervisor, block, reconciler: reconciler.clone(), events: events.clone() };
         let mut settings = Settings {
             settle: DEADLINE,
             state_directory: self.directory.path().to_owned(),

@@ -11,4 +11,5 @@ mod lab;
 mod power;
 mod reconfigure;
 mod requests;
+mod rig;
 mod shelve;

@@ -1,0 +1,8 @@
+//! The rig: every operation is disturbed at every step, in every way that matters.
+
+mod campaign;
+mod memory;
+mod scene;
+mod table;
+mod wire;
+mod wrappers;
