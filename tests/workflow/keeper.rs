@@ -42,7 +42,7 @@ fn binned_image(life: &Life<'_>) -> Uuid {
 
 /// Returns when the keeper has looked at everything at least once from now on: an image that is due now is looked at
 /// after all instances, and gone.
-fn looked(life: &Life<'_>) {
+pub fn looked(life: &Life<'_>) {
     let last = binned_image(life);
     life.engine.keep();
     life.change_image(&alice(), last, ImageChange::ExpiresAt(Some(1))).unwrap();

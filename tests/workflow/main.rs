@@ -9,6 +9,7 @@ mod keeper;
 mod kept;
 mod lab;
 mod power;
+mod protection;
 mod reconfigure;
 mod requests;
 mod rig;

@@ -295,6 +295,12 @@ fn run(case: &Case, reference: &Reference, point: &Point) -> Run {
             disturbed(&bed, &point.recovery, None, class, |life, _| judge(case, reference, point, &bed, life, None))
         }
     };
+    if first.iter().any(|step| step.is_marked) {
+        // The lock is stored, and binds the recovery too.
+        for step in &recovery {
+            assert!(!is_destruction(step), "{} in the recovery of what was locked before", step.call);
+        }
+    }
     if lived.is_none() {
         disturbed(&bed, &[], None, class, |life, _| judge(case, reference, point, &bed, life, None));
     }

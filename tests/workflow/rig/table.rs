@@ -90,6 +90,7 @@ table! {
     }];
     restore: Operation::Restore { .. } => [Case {
         between: restored,
+        settles: false,
         ..case(binned, [to(State::Active)], ("soft_deleted", "active"), (2, 2))
     }];
     delete: Operation::Delete => [
