@@ -21,10 +21,8 @@ use super::BlockError;
 use crate::image::extent::{Find, find};
 use crate::model::record::Fingerprint;
 
-/// What is read at a time.
-const PART: usize = 1 << 20;
-/// What is hashed at a time: small enough for a processor's cache.
-const HASHED_PART: usize = 256 << 10;
+/// What is read at a time: small enough for a processor's cache.
+const PART: usize = 256 << 10;
 /// What is written out between two looks at whether that is still wanted.
 const SYNCED_PART: u64 = 16 << 20;
 /// How long whoever waits for the other thread does not look.
@@ -345,7 +343,7 @@ struct Hash<'a> {
 
 impl<'a> Hash<'a> {
     fn new(file: &'a File) -> Hash<'a> {
-        Hash { file, at: 0, state: Sha512::new(), buffer: vec![0; HASHED_PART] }
+        Hash { file, at: 0, state: Sha512::new(), buffer: vec![0; PART] }
     }
 
     /// Hashes up to `end`, holes without reading them.
@@ -359,7 +357,7 @@ impl<'a> Hash<'a> {
             }
             let hole = find(self.file, self.at, Find::Hole)?.unwrap_or(end).min(end);
             while self.at < hole {
-                let most = usize::try_from(hole - self.at).unwrap_or(HASHED_PART).min(HASHED_PART);
+                let most = usize::try_from(hole - self.at).unwrap_or(PART).min(PART);
                 let part = &mut self.buffer[..most];
                 self.file.read_exact_at(part, self.at)?;
                 self.state.update(&*part);

@@ -94,7 +94,8 @@ fn is_tidy(life: &Life<'_>) {
     assert_eq!(life.world.disk_count(), recorded, "a disk leaked");
     let mut copies: Vec<_> = life.inventory.instances().iter().flat_map(|instance| copies_of(instance)).collect();
     let mut there: Vec<_> = life.world.shelf();
-    (copies.sort(), there.sort());
+    copies.sort();
+    there.sort();
     let directory = life.world.directory.path().join("shelf");
     let copies: Vec<_> = copies.into_iter().map(|copy| directory.join(copy)).collect();
     assert_eq!(there, copies, "a copy is lost, or leaked");
