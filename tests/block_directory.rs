@@ -1,13 +1,16 @@
 //! The directory backend with real qemu-img and real file systems; runs as root.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use instancefs::block::copy::Watch;
 use instancefs::block::directory::DirectoryBackend;
+use instancefs::block::shelf::Shelf;
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, NewDisk, NewSeed};
 use instancefs::image::Format;
+use instancefs::model::record::Copied;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use uuid::Uuid;
 
@@ -357,4 +360,79 @@ fn a_full_disk_is_said_leaves_nothing_behind_and_works_after_space_is_made() {
     bed.backend.create(&disk).unwrap();
     let (total, free) = bed.backend.capacity().unwrap();
     assert!(total == 8 << 20 && free < total);
+}
+
+/// Writes `bytes` into a new disk.
+fn filled<'a>(bytes: &'a [u8]) -> impl Fn(&fs::File) -> Result<(), BlockError> + 'a {
+    |file| file.write_all_at(bytes, 0).map_err(|error| BlockError::Failed(error.to_string()))
+}
+
+#[test]
+fn a_disk_is_made_again_at_its_place_by_one_operation_only() {
+    let bed = Bed::new();
+    let first = bed.made();
+    let path = bed.backend.path(&first);
+    let again = DiskRecord { operation: Uuid::new_v4(), ..first.clone() };
+    assert!(matches!(bed.backend.create_again(&again, &filled(b"new")), Err(BlockError::Exists(_))));
+    assert!(bed.backend.open(&first).is_ok());
+    assert!(matches!(bed.backend.open(&again), Err(BlockError::NotOurs(_))));
+    bed.backend.remove(&first).unwrap();
+    assert!(matches!(bed.backend.open(&first), Err(BlockError::Missing(_))));
+
+    let refused = bed.backend.create_again(&again, &|_| Err(BlockError::Cancelled));
+    assert!(matches!(refused, Err(BlockError::Cancelled)) && !path.exists() && !path.parent().unwrap().exists());
+    bed.backend.create_again(&again, &filled(b"new")).unwrap();
+    bed.backend.create_again(&again, &filled(b"once more")).unwrap();
+    assert_eq!((fs::read(&path).unwrap(), mode(&path)), (b"new".to_vec(), 0o600));
+    assert!(matches!(bed.backend.remove(&first), Err(BlockError::NotOurs(_))), "the former record is of another disk");
+    bed.backend.remove(&again).unwrap();
+}
+
+#[test]
+fn a_shelf_that_is_full_says_so_and_keeps_nothing_of_the_copy() {
+    let bed = Bed::new();
+    let disk = bed.made();
+    let place = bed.disks.with_file_name("shelf");
+    let tiny = Tiny::mount(&place);
+    let shelf = Shelf::new(place.clone());
+    let instance = Uuid::new_v4();
+    let copy = Copied { operation: Uuid::new_v4(), disk: disk.clone() };
+    let watch = Watch { cancelled: &|| false, progress: &|_| {} };
+    let file = bed.backend.open(&disk).unwrap();
+    let store = || shelf.store(instance, &copy, &file, Format::Qcow2, &watch);
+    assert!(matches!(store(), Err(BlockError::NoSpace(_))));
+    assert!(names(&place.join(instance.to_string())).is_empty());
+    mount(None::<&str>, &tiny.0, None::<&str>, MsFlags::MS_REMOUNT, Some("size=8m")).unwrap();
+    let content = store().unwrap();
+    assert_eq!(content.size_bytes, file.metadata().unwrap().len());
+    assert_eq!(fs::read(shelf.path(instance, &copy)).unwrap(), fs::read(bed.backend.path(&disk)).unwrap());
+
+    let other = Copied { operation: Uuid::new_v4(), disk };
+    assert!(matches!(shelf.open(instance, &other), Err(BlockError::Missing(_))));
+    fs::rename(shelf.path(instance, &copy), shelf.path(instance, &other)).unwrap();
+    assert!(matches!(shelf.open(instance, &other), Err(BlockError::NotOurs(_))));
+    assert!(matches!(shelf.remove(instance, &other), Err(BlockError::NotOurs(_))));
+    fs::rename(shelf.path(instance, &other), shelf.path(instance, &copy)).unwrap();
+    shelf.remove(instance, &copy).unwrap();
+    shelf.remove(instance, &copy).unwrap();
+    assert!(names(&place).is_empty());
+}
+
+#[test]
+fn a_damaged_disk_is_not_taken_to_the_shelf() {
+    let bed = Bed::new();
+    let disk = bed.made();
+    let path = bed.backend.path(&disk);
+    let write = Command::new("qemu-io").args(["-f", "qcow2", "-c", "write 0 1M"]).arg(&path).output().unwrap();
+    assert!(write.status.success());
+    // The level 1 table's first entry leads beyond the end of the file.
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut offset = [0; 8];
+    file.read_exact_at(&mut offset, 40).unwrap();
+    file.write_all_at(&(0x8000_0000_0000_0000_u64 | 1 << 40).to_be_bytes(), u64::from_be_bytes(offset)).unwrap();
+    let shelf = Shelf::new(bed.disks.with_file_name("shelf"));
+    let (instance, copy) = (Uuid::new_v4(), Copied { operation: Uuid::new_v4(), disk });
+    let watch = Watch { cancelled: &|| false, progress: &|_| {} };
+    let refused = shelf.store(instance, &copy, &file, Format::Qcow2, &watch);
+    assert!(matches!(&refused, Err(BlockError::Damaged(words)) if words.contains("qemu-img")), "{refused:?}");
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::commit;
 use super::drafts_data::{DraftData, of_io};
 use super::operation::{Ending, Halt, Run};
 use super::progress::Progress;
+use super::{commit, lanes};
 use crate::image::import::{Cancelled, ImportError, Policy, Source, import};
 use crate::model::reason::Reason;
 
@@ -51,6 +51,11 @@ fn fetch(run: &Run, data: &DraftData) -> Result<(), Halt> {
     let policy = &run.shared.settings.import;
     let source = image.record.import_from.clone().unwrap_or_default();
     let source = Source::parse(&source, policy).map_err(|error| Halt::Failed(reason(error)))?;
+    // A server decides itself how fast it sends, and may be slow for hours.
+    let _lane = match &source {
+        Source::File(_) => Some(lanes::enter(run)?),
+        Source::Url(_) => None,
+    };
     run.begin(FETCH)?;
     let draft = data.existing_or_new().map_err(|error| Halt::Failed(of_io(&error)))?;
     // What an earlier life of the program fetched is incomplete.
