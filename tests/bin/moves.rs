@@ -118,7 +118,9 @@ fn moving_a_name_or_a_state_moves_the_object() {
     assert_eq!(daemon.read(format!("trash/{image}/description")), "named by its uuid");
     assert_eq!(mv(&[], &by_state("stopped", db), &daemon.path("by-state/instances/soft_deleted/")), "");
     stands_in_the_bin(db, "db");
-    wait_until("db is put away", || by_state("soft_deleted", db).exists());
+    wait_until("db is put away", || {
+        daemon.read(format!("trash/{db}/task")).is_empty() && by_state("soft_deleted", db).exists()
+    });
 
     // Out again: by state, by name, and from the bin.
     assert_eq!(mv(&[], &by_state("soft_deleted", db), &daemon.path("by-state/instances/stopped/")), "");

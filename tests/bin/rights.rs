@@ -70,6 +70,8 @@ fn two_users_put_away_what_is_theirs_and_see_who_did() {
     for user in &users {
         let id = daemon.domain(&format!("of-{}", user.uid));
         daemon.set(format!("instances/{id}/owner"), &user.uid.to_string());
+        let state = daemon.path(format!("instances/{id}/state"));
+        wait_until("it is his", || user.act(|| fs::read(&state).is_ok()));
         user.act(|| fs::rename(daemon.path(format!("instances/{id}")), daemon.path(format!("trash/{id}"))))
             .expect("his own");
         theirs.push(id);
