@@ -15,7 +15,7 @@ mod mirror;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -261,10 +261,12 @@ impl Reconciler {
         }
     }
 
-    /// Whether a path begins in our own mount, which no thread of ours may touch. It is not looked at.
-    pub fn is_on_our_mount(&self, path: &Path) -> bool {
-        let device = self.mount_device.load(Ordering::Relaxed);
-        device != 0 && console::mount_points(device).iter().any(|mount_point| path.starts_with(mount_point))
+    /// Where our own tree is mounted, which no thread of ours may touch. It is not looked at.
+    pub fn mount_points(&self) -> Vec<PathBuf> {
+        match self.mount_device.load(Ordering::Relaxed) {
+            0 => Vec::new(),
+            device => console::mount_points(device),
+        }
     }
 
     /// Ends the threads, without waiting for one that is in a hung call, and saves what was only shown.

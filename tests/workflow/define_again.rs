@@ -77,9 +77,14 @@ fn a_protected_domain_that_is_undefined_is_back_after_a_moment() {
         let task = life.last_task(id);
         assert_eq!((&task.record.operation, task.record.state), (&Operation::DefineAgain, TaskState::Success));
         assert_eq!((task.record.uid, task.record.login.as_str()), (0, "instancefs"));
-        let log = std::fs::read_to_string(world.directory.path().join("events")).unwrap();
-        let own = |line: &&str| line.contains(&id.to_string()) && line.contains("\"login\":\"instancefs\"");
-        let entries: Vec<_> = log.lines().filter(own).collect();
+        let log = world.directory.path().join("events");
+        let entries = || -> Vec<String> {
+            let log = std::fs::read_to_string(&log).unwrap();
+            let own = |line: &&str| line.contains(&id.to_string()) && line.contains("\"login\":\"instancefs\"");
+            log.lines().filter(own).map(str::to_owned).collect()
+        };
+        until("it is in events", || !entries().is_empty());
+        let entries = entries();
         assert!(entries.len() == 1 && entries[0].contains("\"what\":\"defining\""), "{entries:?}");
         until("it is as it was", || world.hypervisor.definition(id).unwrap() == before);
     }

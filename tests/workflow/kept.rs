@@ -325,3 +325,25 @@ fn what_is_deleted_for_good_leaves_no_link() {
     assert!(!ours.1.exists() && !ours.1.with_file_name(".instancefs-kept").exists());
     assert_eq!((names(&other.1), disks.links().len()), (1, 0));
 }
+
+#[test]
+fn a_disk_on_our_own_mount_is_not_touched() {
+    let world = World::new();
+    let (life, disks) = (world.live(), Disks::new(&world));
+    let mount = tempfile::TempDir::new_in("/dev/shm").unwrap();
+    let device = mount.path().metadata().unwrap().dev();
+    assert_ne!(device, world.directory.path().metadata().unwrap().dev(), "another file system is needed");
+    life.reconciler.set_mount_device(device);
+    let (own, path) = (Uuid::new_v4(), mount.path().join("disk.img"));
+    fs::write(&path, "content").unwrap();
+    define(&life, own, &disk(&path, "vda", ""));
+    protect(&life, own, true);
+    // Two more, since those of one batch are looked at in any order.
+    for name in ["one.img", "two.img"] {
+        let (id, other) = (Uuid::new_v4(), disks.make(name));
+        define(&life, id, &disk(&other, "vda", ""));
+        protect(&life, id, true);
+        until("this one has a second name", || names(&other) == 2);
+    }
+    assert_eq!((names(&path), life.instance(own).record.kept.len()), (1, 0));
+}

@@ -14,6 +14,7 @@ use super::{Edit, editing, forgetting, is_plain, last_name, moves_disks};
 use crate::block::kept::{self as file, Found, KeptError, Removal};
 use crate::inventory::{Change, Instance, Object};
 use crate::model::Class;
+use crate::model::domain::DefinedDisk;
 use crate::model::reason::Reason;
 use crate::model::record::{Departure, DiskRole, ErrorLine, KeptLink};
 use crate::workflow::engine::Shared;
@@ -39,7 +40,7 @@ pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
     let spawned = thread::Builder::new().name("kept-links".to_owned()).spawn(move || {
         let (due, watched) = (BTreeSet::new(), BTreeSet::new());
         let (told, unsuitable) = (HashMap::new(), HashSet::new());
-        Keeper { shared, due, watched, told, unsuitable }.run(&changes);
+        Keeper { shared, due, watched, told, unsuitable, mount_points: Vec::new() }.run(&changes);
     });
     if let Err(error) = spawned {
         log::error!("no thread keeps links of protected disks: {error}");
@@ -56,6 +57,8 @@ struct Keeper {
     told: HashMap<Uuid, BTreeSet<String>>,
     /// File systems without such links, which the log was told of.
     unsuitable: HashSet<u64>,
+    /// Of our own tree.
+    mount_points: Vec<PathBuf>,
 }
 
 impl Keeper {
@@ -77,6 +80,9 @@ impl Keeper {
             if next_pause <= Instant::now() {
                 next_pause = Instant::now() + PAUSE;
                 self.due.append(&mut self.watched);
+            }
+            if !self.due.is_empty() {
+                self.mount_points = self.shared.parts.reconciler.mount_points();
             }
             while let Some(id) = self.due.pop_first() {
                 if self.shared.gate.stopping() {
@@ -148,7 +154,7 @@ impl Keeper {
     }
 
     fn may_touch(&self, path: &Path) -> bool {
-        is_plain(path) && !self.shared.parts.reconciler.is_on_our_mount(path)
+        is_plain(path) && !self.mount_points.iter().any(|mount_point| path.starts_with(mount_point))
     }
 
     /// Looks at a recorded link. An error is a trouble to be told.
@@ -291,14 +297,15 @@ fn is_aftermath(instance: &Instance) -> bool {
     is_recent && instance.domain.as_ref().is_some_and(|domain| !domain.power.is_on())
 }
 
+fn disks(instance: &Instance) -> &[DefinedDisk] {
+    instance.record.definition.as_ref().map_or(&[], |definition| &definition.disks)
+}
+
 /// The instance of a change after which its links may have to be others.
 fn matters(change: &Change) -> Option<Uuid> {
     match change {
         Change::Object { old, new: Some(Object::Instance(new)) } if concerns(new) => {
             let Some(Object::Instance(old)) = old else { return Some(new.id) };
-            let disks = |instance: &Instance| {
-                instance.record.definition.as_ref().map(|definition| definition.disks.clone()).unwrap_or_default()
-            };
             let is_same = concerns(old)
                 && old.record.protection.protects() == new.record.protection.protects()
                 && old.domain.is_some() == new.domain.is_some()
