@@ -417,7 +417,10 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
     let result = loop {
         match life.ask(&alice(), case.asked.request(bed.id)) {
             // A definition that was read before the change is shown until it is read again.
-            Err(Reason::StoppedOnly) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            // And a tool that another point starts holds the files of all, until it is another program.
+            Err(Reason::StoppedOnly | Reason::InUse(_)) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(20));
+            }
             result => break result,
         }
     };
