@@ -67,6 +67,10 @@ impl Scene {
         };
         let mut files = BTreeMap::new();
         walk(life.world.directory.path(), "", &mut files);
+        // The second names that the disks of a protected instance have, until it is protected no more.
+        if life.inventory.instance(id).is_some_and(|instance| instance.record.protection.protects()) {
+            files.retain(|path, _| !path.contains("/.instancefs-kept/"));
+        }
         // Places for what is kept are no leftovers.
         files.retain(|path, _| !["disks/", "shelf/"].contains(&path.as_str()));
         let files = files.into_iter().map(|(path, content)| (words.plain(&path), words.plain(&content)));
@@ -175,19 +179,19 @@ fn domain(guest: &Value, counts_boots: bool) -> String {
 /// What is no object's: the store's, the host's, logs, and the directories for them.
 const NOT_KEPT: [&str; 5] = ["store.sqlite", "host", "events", "consoles", "tokens"];
 
+/// What the background removes meanwhile is gone.
 fn walk(base: &Path, below: &str, files: &mut BTreeMap<String, String>) {
-    for entry in fs::read_dir(base.join(below)).expect("a directory") {
-        let entry = entry.expect("an entry");
+    let Ok(entries) = fs::read_dir(base.join(below)) else { return };
+    for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name().into_string().expect("text");
         if below.is_empty() && NOT_KEPT.iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
         let path = if below.is_empty() { name } else { format!("{below}/{name}") };
-        if entry.file_type().expect("a type").is_dir() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             files.insert(format!("{path}/"), String::new());
             walk(base, &path, files);
-        } else {
-            let content = fs::read(entry.path()).expect("its content");
+        } else if let Ok(content) = fs::read(entry.path()) {
             files.insert(path, text_or_hash(content));
         }
     }
