@@ -89,7 +89,11 @@ fn a_change_from_anywhere_is_an_inotify_event_on_the_file_and_its_directory() {
     type Act<'a> = (&'static str, Box<dyn Fn() + 'a>, Vec<(&'static str, &'static str)>);
     let acts: Vec<Act<'_>> = vec![
         ("start by virsh", Box::new(|| host("start")), vec![("state", "active"), ("power_state", "running")]),
-        ("pause by virsh", Box::new(|| host("pause")), vec![("state", "paused"), ("state_available", "active")]),
+        (
+            "pause by virsh",
+            Box::new(|| host("pause")),
+            vec![("state", "paused"), ("state_available", "active soft_deleted")],
+        ),
         (
             "unpause by write",
             Box::new(|| set("state", "active")),

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// fcntl(2), of `asm-generic/fcntl.h`; libc does not have it.
 const F_SETSIG: libc::c_int = 10;
@@ -37,12 +39,29 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Somebody else than this process who has the file open. Nobody has an absent one open, nor what is no regular file.
+/// Who has it open for a moment only is waited for: a child of ours between fork and exec has all our files, and indexers
+/// look at everything.
+const PASSING: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Somebody else than this process who has the file open, and not in passing: that is waited for, a second at most. Nobody
+/// has an absent one open, nor what is no regular file.
 ///
 /// # Errors
 ///
 /// What the system says of the file.
 pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
+    let deadline = Instant::now() + PASSING;
+    loop {
+        let holder = holder_now(path)?;
+        if holder.is_none() || Instant::now() >= deadline {
+            return Ok(holder);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn holder_now(path: &Path) -> io::Result<Option<Holder>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,

@@ -36,6 +36,14 @@ fn what_a_guest_wrote_is_there_when_it_comes_back_from_the_shelf() {
     wait_command(&daemon, id, "shelved_offloaded");
     assert!(!disk.exists());
 
+    // The shelf in the bin.
+    let (instances, trash) = (daemon.path(format!("instances/{id}")), daemon.path(format!("trash/{id}")));
+    fs::rename(&instances, &trash).expect("into the bin");
+    wait_until("it is at rest there", || daemon.read(format!("trash/{id}/task")).is_empty());
+    assert_eq!(daemon.read(format!("trash/{id}/state")), "soft_deleted");
+    fs::rename(&trash, &instances).expect("and back");
+    wait_command(&daemon, id, "shelved_offloaded");
+
     daemon.set(file("state"), "active");
     wait_command(&daemon, id, "active");
     long_wait("its own disk remembers the first boot", || console(&daemon, id).contains("BOOTS=2"));
@@ -44,9 +52,13 @@ fn what_a_guest_wrote_is_there_when_it_comes_back_from_the_shelf() {
     let check = Command::new("qemu-img").args(["check", "-q", "-U", "-f", "qcow2"]).arg(&disk).status();
     assert!(check.expect("qemu-img runs").success());
 
-    daemon.set(file("state"), "stopped");
-    wait_command(&daemon, id, "stopped");
-    daemon.set(file("state"), "active");
+    // From the bin straight to work, by way of the shelf.
+    daemon.set(file("state"), "shelved_offloaded");
+    wait_command(&daemon, id, "shelved_offloaded");
+    fs::rename(&instances, &trash).expect("into the bin");
+    wait_until("it is at rest there", || daemon.read(format!("trash/{id}/task")).is_empty());
+    daemon.set(format!("trash/{id}/state"), "active");
+    wait_until("it is out of the bin", || instances.exists());
     wait_command(&daemon, id, "active");
     long_wait("and the second one", || console(&daemon, id).contains("BOOTS=3"));
     daemon.set(file("state"), "stopped");

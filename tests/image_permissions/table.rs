@@ -187,7 +187,8 @@ impl<'a> Scene<'a> {
             // Nothing is in it.
             ("active", State::Draft) => libc::EINVAL,
             ("deactivated", State::Active | State::Deactivated) => 0,
-            ("soft_deleted", _) if !protected => libc::EOPNOTSUPP,
+            ("soft_deleted", State::Active | State::Deactivated) if !protected => 0,
+            ("soft_deleted", State::Draft) if !protected => libc::EINVAL,
             ("deleted", State::Draft) if !protected => 0,
             ("deleted" | "soft_deleted", _) => libc::EPERM,
             _ => libc::EINVAL,
@@ -349,6 +350,10 @@ fn everybody_changes_the_state_and_names_the_image_exactly_as_the_contract_gives
                     if got == 0 && word == "deleted" {
                         wait_until("it is gone", || !path.exists());
                         scene = Scene::new(&daemon, scene.state, scene.visibility);
+                    } else if got == 0 && word == "soft_deleted" {
+                        wait_until("it is in the bin", || !path.exists());
+                        daemon.set(format!("trash/{}/state", scene.id), before.trim());
+                        wait_until("it is back", || path.exists());
                     } else if got == 0 {
                         scene.set("state", before.trim());
                     }
