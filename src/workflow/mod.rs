@@ -2,7 +2,8 @@
 //!
 //! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them
 //! (`subject` is an object as they see it), `operation` runs what takes longer, step by
-//! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left.
+//! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left. What time brings is asked for
+//! by `keeper`, what others did to protected domains is answered by `protector` and `kept`.
 
 mod apply;
 mod bin;
