@@ -419,8 +419,9 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
     let result = loop {
         match life.ask(&alice(), case.asked.request(bed.id)) {
             // A definition that was read before the change is shown until it is read again.
-            // And a tool that another point starts holds the files of all, until it is another program.
-            Err(Reason::StoppedOnly | Reason::InUse(_)) if Instant::now() < deadline => {
+            // And a tool that another point starts holds the files of all, until it is another program. And the news of a
+            // lost connection may come after the look at it.
+            Err(Reason::StoppedOnly | Reason::InUse(_) | Reason::Unreachable(_)) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(20));
             }
             result => break result,
