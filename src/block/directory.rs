@@ -22,7 +22,10 @@ use nix::unistd::{Gid, UnlinkatFlags, fchown, unlinkat};
 use uuid::Uuid;
 
 use super::marked::{self, Found, look, unlink_exactly};
-use super::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, Format, NewDisk, NewSeed, seed};
+use super::{
+    BlockBackend, BlockError, DataRecord, DiskRecord, DiskRole, DiskSource, Examined, ExistingData, FillFile, Format,
+    NewData, NewDisk, NewSeed, VolumeData, Watch, seed,
+};
 use crate::image::qemu_img;
 
 const BACKEND: &str = "directory";
@@ -326,11 +329,59 @@ impl BlockBackend for DirectoryBackend {
         }
     }
 
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
+        let place = match new.snapshot {
+            None => format!("{}/data", new.volume),
+            Some(snapshot) => format!("{}/{snapshot}", new.volume),
+        };
+        let format = new.format.unwrap_or(Format::Qcow2);
+        DataRecord { backend: BACKEND.to_owned(), reference: place, operation: new.operation, format }
+    }
+
+    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+        Err(not_built(&self.plan_data(new).reference))
+    }
+
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
+        Err(not_built(&record.reference))
+    }
+
+    fn grow_data(&self, data: &VolumeData, _size_bytes: u64, _in_use: bool) -> Result<(), BlockError> {
+        Err(not_built(reference_of(data)))
+    }
+
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        Err(not_built(reference_of(data)))
+    }
+
+    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+        Err(not_built(reference))
+    }
+
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        DiskSource::File(self.directory.join(reference_of(data)))
+    }
+
+    fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
+        Err(not_built(reference_of(data)))
+    }
+
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
         let numbers = statvfs(&self.directory).map_err(|error| self.failed("ask the size of", error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(numbers.fragment_size());
         Ok((bytes(numbers.blocks()), bytes(numbers.blocks_available())))
     }
+}
+
+fn reference_of(data: &VolumeData) -> &str {
+    match data {
+        VolumeData::Ours(record) => &record.reference,
+        VolumeData::Existing(existing) => &existing.reference,
+    }
+}
+
+fn not_built(reference: &str) -> BlockError {
+    BlockError::Failed(format!("{reference}: volumes are not built yet"))
 }
 
 fn file_name(role: DiskRole) -> &'static str {

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 pub use crate::image::Format;
+pub use crate::model::domain::DiskSource;
 pub use crate::model::record::{DiskRecord, DiskRole};
+pub use crate::model::volume::record::{DataRecord, ExistingData, VolumeData};
 
 /// A disk to be made as a copy-on-write child of an image.
 #[derive(Clone, Debug)]
@@ -43,6 +45,48 @@ pub struct NewSeed<'a> {
     /// The files on it, by name. They may hold secrets.
     pub documents: &'a [(&'static str, &'a [u8])],
 }
+
+/// What the content of new data is copied from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Nothing: it reads as zeros.
+    Empty,
+    /// An image's file, absolute, which never changes.
+    Image(&'a Path, Format),
+    /// A volume, which nobody writes to meanwhile.
+    Volume(&'a VolumeData),
+    /// A snapshot of a volume.
+    Snapshot(&'a DataRecord),
+}
+
+/// The data of a new volume, or of a new snapshot of one.
+#[derive(Clone, Copy, Debug)]
+pub struct NewData<'a> {
+    /// The volume; part of the reference.
+    pub volume: Uuid,
+    /// Of a snapshot, what tells it from others of this volume; part of the reference. Never used twice.
+    pub snapshot: Option<Uuid>,
+    /// The operation that creates it, kept with the data as provenance.
+    pub operation: Uuid,
+    /// Virtual size in bytes, at least the source's.
+    pub size_bytes: u64,
+    /// The wanted format; `None`: the backend's own choice.
+    pub format: Option<Format>,
+    /// What it begins with.
+    pub source: Source<'a>,
+}
+
+/// What a backend knows of data that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// Virtual size in bytes.
+    pub size_bytes: u64,
+    /// The format of its bytes.
+    pub format: Format,
+}
+
+/// Asked now and then by what takes long: the percentage that is done is shown, and an error gives it up.
+pub type Watch<'a> = &'a dyn Fn(u8) -> Result<(), BlockError>;
 
 /// Writes a new disk's bytes.
 pub type FillFile<'a> = &'a dyn Fn(&File) -> Result<(), BlockError>;
@@ -113,6 +157,23 @@ pub trait BlockBackend: Send + Sync {
     fn path(&self, record: &DiskRecord) -> PathBuf;
     /// Removes exactly this disk if its provenance matches the record; an absent one is success.
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError>;
+    /// The record that [`BlockBackend::create_data`] will produce; journaled before the data exists.
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord;
+    /// Makes the data of a volume or snapshot, durable and complete; succeeds if this same operation made it before.
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<DataRecord, BlockError>;
+    /// Removes exactly this data if its provenance matches the record; absent data is success.
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError>;
+    /// Makes a volume as large as this, in bytes; one of that size or larger is left as it is. `in_use`: a guest or this
+    /// host has it open, and will be told of the new size by the caller.
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<(), BlockError>;
+    /// Looks whether the data is there and still what the record says.
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError>;
+    /// Takes over data that is there already, without changing it in any way.
+    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError>;
+    /// How a guest, or this host, reaches the data.
+    fn source(&self, data: &VolumeData) -> DiskSource;
+    /// Who has the data open, in words for a sentence.
+    fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError>;
     /// Total and free bytes.
     fn capacity(&self) -> Result<(u64, u64), BlockError>;
 }

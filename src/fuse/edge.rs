@@ -371,7 +371,10 @@ impl Edge {
 pub fn may_have_data(node: Node) -> bool {
     match node {
         Node::Attribute(Class::Image, ..) | Node::Scratch(_) => true,
-        Node::Attribute(Class::Instance | Class::Task | Class::Flavor, ..)
+        Node::Attribute(
+            Class::Instance | Class::Task | Class::Flavor | Class::Volume | Class::Transfer | Class::Backend,
+            ..,
+        )
         | Node::Key(..)
         | Node::Events(_)
         | Node::Directory(_)

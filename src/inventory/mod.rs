@@ -14,7 +14,9 @@ use uuid::Uuid;
 
 use crate::model::Class;
 use crate::model::record::ErrorHistory;
-pub use object::{Addresses, Flavor, Health, Image, Instance, Object, Part, RunningTask, Task};
+pub use object::{
+    Addresses, Backend, Flavor, Health, Image, Instance, Object, Part, RunningTask, Task, Transfer, Volume,
+};
 
 /// Which files of a stream grew, by the numbers that tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,9 @@ struct Objects {
     images: BTreeMap<Uuid, Arc<Image>>,
     tasks: BTreeMap<Uuid, Arc<Task>>,
     flavors: BTreeMap<Uuid, Arc<Flavor>>,
+    volumes: BTreeMap<Uuid, Arc<Volume>>,
+    transfers: BTreeMap<Uuid, Arc<Transfer>>,
+    backends: BTreeMap<Uuid, Arc<Backend>>,
     numbers: HashMap<u64, (Class, Uuid)>,
     instance_names: HashMap<String, Uuid>,
     health: Health,
@@ -129,6 +134,36 @@ impl Inventory {
     /// One flavor.
     pub fn flavor(&self, id: Uuid) -> Option<Arc<Flavor>> {
         self.objects.read().flavors.get(&id).cloned()
+    }
+
+    /// One volume.
+    pub fn volume(&self, id: Uuid) -> Option<Arc<Volume>> {
+        self.objects.read().volumes.get(&id).cloned()
+    }
+
+    /// One offer.
+    pub fn transfer(&self, id: Uuid) -> Option<Arc<Transfer>> {
+        self.objects.read().transfers.get(&id).cloned()
+    }
+
+    /// All volumes, by uuid.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.objects.read().volumes.values().cloned().collect()
+    }
+
+    /// All offers, by uuid.
+    pub fn transfers(&self) -> Vec<Arc<Transfer>> {
+        self.objects.read().transfers.values().cloned().collect()
+    }
+
+    /// All backends, by uuid.
+    pub fn backends(&self) -> Vec<Arc<Backend>> {
+        self.objects.read().backends.values().cloned().collect()
+    }
+
+    /// The backend of a name; there are few.
+    pub fn backend_named(&self, name: &str) -> Option<Arc<Backend>> {
+        self.objects.read().backends.values().find(|backend| backend.record.name == name).cloned()
     }
 
     /// The flavor of a name; there are few.
@@ -207,6 +242,9 @@ impl Objects {
             Class::Image => self.images.get(&id).cloned().map(Object::Image),
             Class::Task => self.tasks.get(&id).cloned().map(Object::Task),
             Class::Flavor => self.flavors.get(&id).cloned().map(Object::Flavor),
+            Class::Volume => self.volumes.get(&id).cloned().map(Object::Volume),
+            Class::Transfer => self.transfers.get(&id).cloned().map(Object::Transfer),
+            Class::Backend => self.backends.get(&id).cloned().map(Object::Backend),
         }
     }
 
@@ -235,6 +273,15 @@ impl Objects {
                     Object::Flavor(flavor) => {
                         self.flavors.insert(flavor.id, flavor.clone());
                     }
+                    Object::Volume(volume) => {
+                        self.volumes.insert(volume.id, volume.clone());
+                    }
+                    Object::Transfer(transfer) => {
+                        self.transfers.insert(transfer.id, transfer.clone());
+                    }
+                    Object::Backend(backend) => {
+                        self.backends.insert(backend.id, backend.clone());
+                    }
                 }
                 Some(Change::Object { old, new: Some(new) })
             }
@@ -247,6 +294,9 @@ impl Objects {
                     Class::Image => drop(self.images.remove(&id)),
                     Class::Task => drop(self.tasks.remove(&id)),
                     Class::Flavor => drop(self.flavors.remove(&id)),
+                    Class::Volume => drop(self.volumes.remove(&id)),
+                    Class::Transfer => drop(self.transfers.remove(&id)),
+                    Class::Backend => drop(self.backends.remove(&id)),
                 }
                 Some(Change::Object { old: Some(old), new: None })
             }

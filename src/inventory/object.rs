@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::model::caller::{Caller, Ownership};
+use crate::model::backend::BackendRecord;
+use crate::model::caller::{Caller, NO_PROJECT, Ownership};
 use crate::model::domain::Domain;
+use crate::model::protection::Lock;
 use crate::model::record::{BinEntry, ErrorHistory, FlavorRecord, ImageRecord, InstanceRecord};
 use crate::model::task::{Operation, TaskRecord};
-use crate::model::{Class, image, instance};
+use crate::model::transfer::TransferRecord;
+use crate::model::volume::record::VolumeRecord;
+use crate::model::{Class, image, instance, volume};
 
 /// The operation that owns an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +149,50 @@ pub struct Flavor {
     pub record: FlavorRecord,
 }
 
+/// A disk that exists by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its uuid.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: VolumeRecord,
+    /// What runs on it.
+    pub task: Option<RunningTask>,
+}
+
+impl Volume {
+    /// What a judge needs to know when `caller` asks. `instance_lock` is that of an instance that has it.
+    pub fn situation<'a>(&'a self, caller: &Caller, instance_lock: Option<&'a Lock>) -> volume::Situation<'a> {
+        volume::Situation {
+            role: caller.role(&self.record.ownership),
+            state: self.record.state(),
+            task: self.task.as_ref().map(|task| &task.operation),
+            record: &self.record,
+            instance_lock,
+        }
+    }
+}
+
+/// An offer of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Its uuid.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: TransferRecord,
+}
+
+/// A place for disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its key in the store; its directory bears its name.
+    pub id: Uuid,
+    /// What the store holds.
+    pub record: BackendRecord,
+    /// Total and free bytes, as last asked; `None` if it does not say.
+    pub capacity: Option<(u64, u64)>,
+}
+
 /// Any object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -156,6 +204,12 @@ pub enum Object {
     Task(Arc<Task>),
     /// A named size.
     Flavor(Arc<Flavor>),
+    /// A disk that exists by itself.
+    Volume(Arc<Volume>),
+    /// An offer of a volume.
+    Transfer(Arc<Transfer>),
+    /// A place for disks.
+    Backend(Arc<Backend>),
 }
 
 impl Object {
@@ -166,6 +220,9 @@ impl Object {
             Object::Image(_) => Class::Image,
             Object::Task(_) => Class::Task,
             Object::Flavor(_) => Class::Flavor,
+            Object::Volume(_) => Class::Volume,
+            Object::Transfer(_) => Class::Transfer,
+            Object::Backend(_) => Class::Backend,
         }
     }
 
@@ -176,6 +233,9 @@ impl Object {
             Object::Image(image) => image.id,
             Object::Task(task) => task.id,
             Object::Flavor(flavor) => flavor.id,
+            Object::Volume(volume) => volume.id,
+            Object::Transfer(transfer) => transfer.id,
+            Object::Backend(backend) => backend.id,
         }
     }
 
@@ -186,6 +246,9 @@ impl Object {
             Object::Image(image) => image.record.number,
             Object::Task(task) => task.record.number,
             Object::Flavor(flavor) => flavor.record.number,
+            Object::Volume(volume) => volume.record.number,
+            Object::Transfer(transfer) => transfer.record.number,
+            Object::Backend(backend) => backend.record.number,
         }
     }
 
@@ -195,6 +258,9 @@ impl Object {
             Object::Instance(instance) => instance.record.ownership,
             Object::Image(image) => image.record.ownership,
             Object::Flavor(flavor) => flavor.record.ownership,
+            Object::Volume(volume) => volume.record.ownership,
+            Object::Transfer(transfer) => transfer.record.ownership,
+            Object::Backend(_) => Ownership { owner: 0, project: NO_PROJECT, generation: 0 },
             Object::Task(task) => Ownership { owner: task.record.owner, project: task.record.project, generation: 0 },
         }
     }
@@ -204,7 +270,31 @@ impl Object {
         match self {
             Object::Instance(instance) => instance.bin(),
             Object::Image(image) => image.record.bin.as_ref(),
-            Object::Task(_) | Object::Flavor(_) => None,
+            Object::Volume(volume) => volume.record.bin.as_ref(),
+            Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => None,
+        }
+    }
+
+    /// For people: what it is called.
+    pub fn name(&self) -> &str {
+        match self {
+            Object::Instance(instance) => instance.name(),
+            Object::Image(image) => &image.record.name,
+            Object::Flavor(flavor) => &flavor.record.name,
+            Object::Volume(volume) => &volume.record.name,
+            Object::Transfer(transfer) => &transfer.record.name,
+            Object::Backend(backend) => &backend.record.name,
+            Object::Task(_) => "",
+        }
+    }
+
+    /// The operation that owns it, as stored.
+    pub fn operation(&self) -> Option<Uuid> {
+        match self {
+            Object::Instance(instance) => instance.record.operation,
+            Object::Image(image) => image.record.operation,
+            Object::Volume(volume) => volume.record.operation,
+            Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => None,
         }
     }
 
@@ -214,7 +304,9 @@ impl Object {
             Object::Instance(instance) => Some(&instance.record.errors),
             Object::Image(image) => Some(&image.record.errors),
             Object::Flavor(flavor) => Some(&flavor.record.errors),
-            Object::Task(_) => None,
+            Object::Volume(volume) => Some(&volume.record.errors),
+            Object::Transfer(transfer) => Some(&transfer.record.errors),
+            Object::Task(_) | Object::Backend(_) => None,
         }
     }
 }

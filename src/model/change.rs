@@ -146,7 +146,7 @@ pub enum Effect {
     Start(Operation),
     /// Give up a stuck operation and look at the hypervisor again.
     Reset,
-    /// The object is gone at once: nothing of it is on any disk.
+    /// The object is gone at once: nothing of it is on any disk, or what is there is left as it lies.
     Remove,
 }
 
@@ -312,7 +312,7 @@ fn in_draft(situation: &image::Situation<'_>, already: bool) -> Result<Effect, R
 }
 
 /// Whether an object in the bin expires at this time already.
-fn expiry_already(entry: Option<&BinEntry>, wanted: Option<u64>) -> Result<bool, Reason> {
+pub(super) fn expiry_already(entry: Option<&BinEntry>, wanted: Option<u64>) -> Result<bool, Reason> {
     match entry {
         Some(entry) => Ok(entry.expiry.map(|expiry| expiry.at) == wanted),
         None => Err(instance::not_in_bin()),
@@ -350,7 +350,7 @@ fn by_root(situation: &Situation<'_>, already: bool) -> Result<Effect, Reason> {
 }
 
 /// As with chown(2): root only. In an ordinary user's mount nobody could come and take it.
-fn may_give_away(role: Role) -> Result<(), Reason> {
+pub(super) fn may_give_away(role: Role) -> Result<(), Reason> {
     match role {
         Role::Root => Ok(()),
         Role::Mounter => Err(Reason::Policy(

@@ -120,3 +120,13 @@ pub struct Definition {
     #[serde(default)]
     pub has_vnc: bool,
 }
+
+/// How the bytes of a disk are reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// A file, absolute.
+    File(PathBuf),
+    /// A block device, absolute.
+    Block(PathBuf),
+}

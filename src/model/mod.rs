@@ -2,8 +2,9 @@
 //!
 //! A request is judged in one order, the one that the interface promises (first match decides):
 //! access, malformed, already true, role, lock and protection, not built, hypervisor connection, running task, state.
-//! [`instance::decide`] and [`image::decide`] are those judges; everything that changes an object asks them.
+//! [`instance::decide`], [`image::decide`] and [`volume::decide`] are those judges; everything that changes an object asks them.
 
+pub mod backend;
 pub mod caller;
 pub mod change;
 pub mod domain;
@@ -18,6 +19,8 @@ pub mod reconfiguration;
 pub mod record;
 pub mod sharing;
 pub mod task;
+pub mod transfer;
+pub mod volume;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,11 +36,18 @@ pub enum Class {
     Task,
     /// Named sizes of virtual machines.
     Flavor,
+    /// Disks that exist by themselves.
+    Volume,
+    /// Offers of a volume to somebody else.
+    Transfer,
+    /// Where disks are kept.
+    Backend,
 }
 
 impl Class {
     /// All of them, in the order of their numbers in inodes; only ever appended to.
-    pub const ALL: [Class; 4] = [Class::Instance, Class::Image, Class::Task, Class::Flavor];
+    pub const ALL: [Class; 7] =
+        [Class::Instance, Class::Image, Class::Task, Class::Flavor, Class::Volume, Class::Transfer, Class::Backend];
 
     /// The name of the class directory.
     pub fn directory(self) -> &'static str {
@@ -46,6 +56,9 @@ impl Class {
             Class::Image => "images",
             Class::Task => "tasks",
             Class::Flavor => "flavors",
+            Class::Volume => "volumes",
+            Class::Transfer => "transfers",
+            Class::Backend => "backends",
         }
     }
 
@@ -56,6 +69,9 @@ impl Class {
             Class::Image => "image",
             Class::Task => "task",
             Class::Flavor => "flavor",
+            Class::Volume => "volume",
+            Class::Transfer => "transfer",
+            Class::Backend => "backend",
         }
     }
 }

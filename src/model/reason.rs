@@ -34,6 +34,8 @@ pub enum Reason {
     Locked(Lock),
     /// Locked by an admin; only root unlocks.
     AdminLock(Lock),
+    /// The instance that has the volume is locked.
+    InstanceLocked(Lock),
     /// Protected by `disable_terminate`.
     TerminateDisabled,
     /// Protected by `delete_protection`.
@@ -137,6 +139,10 @@ pub enum Reason {
     StaleHandle,
     /// The image is not one that we accept.
     Image(String),
+    /// The key of an offer is another one.
+    WrongKey,
+    /// So many wrong keys came from this user that no more is looked at.
+    ShutOut,
     /// It took too long.
     TimedOut(String),
     /// The hypervisor, a tool or the store failed, in its own words.
@@ -164,11 +170,12 @@ impl Reason {
     /// The place in the interface's order of refusals, in which the first match decides.
     fn precedence(&self) -> u8 {
         match self {
-            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute => 0,
+            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute | Reason::ShutOut => 0,
             Reason::Malformed(_) | Reason::OutOfRange { .. } | Reason::NotFound(_) | Reason::TooLarge => 1,
             Reason::RootOnly | Reason::MemberOnly => 2,
             Reason::Locked(_)
             | Reason::AdminLock(_)
+            | Reason::InstanceLocked(_)
             | Reason::TerminateDisabled
             | Reason::DeleteProtected
             | Reason::NotInBin
@@ -195,6 +202,7 @@ impl Reason {
             | Reason::Damaged(_)
             | Reason::FileTooLarge
             | Reason::StaleHandle
+            | Reason::WrongKey
             | Reason::TimedOut(_)
             | Reason::Failed(_) => 8,
             Reason::Document { refused, .. } => refused.first().map_or(8, |(_, reason)| reason.precedence()),
@@ -204,7 +212,9 @@ impl Reason {
     /// The errno that the caller gets.
     pub fn errno(&self) -> i32 {
         match self {
-            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute => libc::EACCES,
+            Reason::NotYours { .. } | Reason::HandleOutlivedOwner | Reason::ReadOnlyAttribute | Reason::ShutOut => {
+                libc::EACCES
+            }
             Reason::Malformed(_)
             | Reason::State { .. }
             | Reason::DraftOnly
@@ -216,6 +226,7 @@ impl Reason {
             Reason::RootOnly
             | Reason::Locked(_)
             | Reason::AdminLock(_)
+            | Reason::InstanceLocked(_)
             | Reason::TerminateDisabled
             | Reason::DeleteProtected
             | Reason::MemberOnly
@@ -235,6 +246,7 @@ impl Reason {
             Reason::NoSpace(_) => libc::ENOSPC,
             Reason::TooLarge | Reason::FileTooLarge => libc::EFBIG,
             Reason::StaleHandle => libc::ESTALE,
+            Reason::WrongKey => libc::EKEYREJECTED,
             Reason::TimedOut(_) => libc::ETIMEDOUT,
             Reason::Failed(_) => libc::EIO,
             Reason::Document { refused, .. } => refused.first().map_or(libc::EINVAL, |(_, reason)| reason.errno()),
@@ -281,6 +293,7 @@ pub fn errno_name(errno: i32) -> &'static str {
         libc::ENOSPC => "ENOSPC",
         libc::EFBIG => "EFBIG",
         libc::ESTALE => "ESTALE",
+        libc::EKEYREJECTED => "EKEYREJECTED",
         libc::ETIMEDOUT => "ETIMEDOUT",
         _ => "EIO",
     }
@@ -302,6 +315,10 @@ impl fmt::Display for Reason {
                 write!(f, "the object changed hands after this file was opened; open it again")
             }
             Reason::ReadOnlyAttribute => write!(f, "this file is read-only for everybody"),
+            Reason::WrongKey => write!(f, "this is not the key of this offer; ask who made it"),
+            Reason::ShutOut => {
+                write!(f, "five wrong keys came from you within an hour; try again when that is over, or ask root")
+            }
             Reason::Malformed(sentence)
             | Reason::Policy(sentence)
             | Reason::Unsupported(sentence)
@@ -322,6 +339,11 @@ impl fmt::Display for Reason {
             Reason::AdminLock(lock) => {
                 locked(f, lock)?;
                 write!(f, "; an admin's lock is opened by root only")
+            }
+            Reason::InstanceLocked(lock) => {
+                write!(f, "the instance that has it is ")?;
+                locked(f, lock)?;
+                write!(f, "; write 0 to the instance's locked first")
             }
             Reason::TerminateDisabled => {
                 write!(f, "disable_terminate is 1, which refuses every kind of deletion; write 0 to it first")

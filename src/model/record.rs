@@ -334,6 +334,9 @@ pub struct InstanceRecord {
     /// The second links of its disks' files, recorded before they are made.
     #[serde(default)]
     pub kept: Vec<KeptLink>,
+    /// The volumes that it has, by device name.
+    #[serde(default)]
+    pub volumes: Keys<Uuid>,
 }
 
 impl InstanceRecord {
@@ -374,6 +377,7 @@ impl InstanceRecord {
             shelf: None,
             undefined: None,
             kept: Vec::new(),
+            volumes: Keys::default(),
         }
     }
 }

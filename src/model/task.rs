@@ -8,6 +8,7 @@ use super::change::ImageChange;
 use super::instance::State;
 use super::reconfiguration::Reconfiguration;
 use super::record::{DiskRecord, Draft};
+use super::volume::{VolumeCreation, VolumeOperation};
 
 /// What an operation does; with its parameters, so that recovery needs nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub enum Operation {
     },
     /// Define a domain again that was undefined outside.
     DefineAgain,
+    /// Something of a volume.
+    Volume(VolumeOperation),
 }
 
 impl Operation {
@@ -104,7 +107,13 @@ impl Operation {
             Operation::Offload => TaskWord::ShelvingOffloading,
             Operation::Unshelve { .. } => TaskWord::Unshelving,
             Operation::DefineAgain => TaskWord::Defining,
+            Operation::Volume(operation) => operation.task_word(),
         }
+    }
+
+    /// The instance that it owns beside its object.
+    pub fn instance(&self) -> Option<Uuid> {
+        if let Operation::Volume(operation) = self { operation.instance() } else { None }
     }
 
     /// The state word that it works towards; `None` where it leaves the state alone.
@@ -130,6 +139,7 @@ impl Operation {
             Operation::Shelve { offload: true } | Operation::Offload => Some("shelved_offloaded"),
             Operation::Unshelve { start: true } => Some("active"),
             Operation::Unshelve { start: false } | Operation::DefineAgain => Some("stopped"),
+            Operation::Volume(operation) => operation.target(),
         }
     }
 }
@@ -176,11 +186,25 @@ pub enum TaskWord {
     ShelvingOffloading,
     /// It comes back from the shelf.
     Unshelving,
+    /// A volume draft is made.
+    Creating,
+    /// A volume is made larger.
+    Extending,
+    /// A volume is given to an instance or to the host.
+    Attaching,
+    /// It is taken from there.
+    Detaching,
+    /// A volume's content is kept.
+    Snapshotting,
+    /// A snapshot is removed.
+    DeletingSnapshot,
+    /// What was wrong with a volume is looked at.
+    Examining,
 }
 
 impl TaskWord {
     /// All of them.
-    pub const ALL: [TaskWord; 19] = [
+    pub const ALL: [TaskWord; 26] = [
         TaskWord::Building,
         TaskWord::Defining,
         TaskWord::Starting,
@@ -200,6 +224,13 @@ impl TaskWord {
         TaskWord::Shelving,
         TaskWord::ShelvingOffloading,
         TaskWord::Unshelving,
+        TaskWord::Creating,
+        TaskWord::Extending,
+        TaskWord::Attaching,
+        TaskWord::Detaching,
+        TaskWord::Snapshotting,
+        TaskWord::DeletingSnapshot,
+        TaskWord::Examining,
     ];
 
     /// The content of `task`.
@@ -224,6 +255,13 @@ impl TaskWord {
             TaskWord::Shelving => "shelving",
             TaskWord::ShelvingOffloading => "shelving_offloading",
             TaskWord::Unshelving => "unshelving",
+            TaskWord::Creating => "creating",
+            TaskWord::Extending => "extending",
+            TaskWord::Attaching => "attaching",
+            TaskWord::Detaching => "detaching",
+            TaskWord::Snapshotting => "snapshotting",
+            TaskWord::DeletingSnapshot => "deleting_snapshot",
+            TaskWord::Examining => "examining",
         }
     }
 }
@@ -285,6 +323,8 @@ pub enum Creation {
     },
     /// The domain's definition; its undo undefines it.
     Definition,
+    /// Something of a volume.
+    Volume(VolumeCreation),
     /// Other settings of a domain that exists; its undo sets these former ones again.
     Settings {
         /// Virtual CPUs.
@@ -328,6 +368,9 @@ pub struct TaskRecord {
     pub class: Class,
     /// That object.
     pub object: Uuid,
+    /// The instance that it claims beside it.
+    #[serde(default)]
+    pub instance: Option<Uuid>,
     /// What it does.
     pub operation: Operation,
     /// Who asked for it.
@@ -367,7 +410,11 @@ impl TaskRecord {
     /// The object that it made, once it has: others change what was there before.
     pub fn result(&self) -> Option<(Class, Uuid)> {
         let makes = match &self.operation {
-            Operation::Boot | Operation::Define | Operation::CommitImage | Operation::ImportImage => true,
+            Operation::Boot
+            | Operation::Define
+            | Operation::CommitImage
+            | Operation::ImportImage
+            | Operation::Volume(VolumeOperation::Create) => true,
             Operation::Start
             | Operation::Stop
             | Operation::Pause
@@ -385,7 +432,8 @@ impl TaskRecord {
             | Operation::Shelve { .. }
             | Operation::Offload
             | Operation::Unshelve { .. }
-            | Operation::DefineAgain => false,
+            | Operation::DefineAgain
+            | Operation::Volume(_) => false,
         };
         (makes && self.state == TaskState::Success).then_some((self.class, self.object))
     }

@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use super::attribute::{Row, Type};
 use super::root::{FixedRow, ROOT, SUMMARY};
-use super::{flavor, image, instance, schema, task};
-use crate::inventory::{Flavor, Image, Instance};
+use super::{backend, flavor, image, instance, schema, task, transfer, volume};
+use crate::inventory::{Flavor, Image, Instance, Volume};
 
 const NOTE: &str = "Generated from the attribute tables in the source (`instancefs abi docs/abi`); do not edit.\n";
 
@@ -20,8 +20,12 @@ pub fn documents() -> Vec<(&'static str, String)> {
         ("images.md", class("images/UUID/", image::ROWS)),
         ("tasks.md", class("tasks/UUID/", task::ROWS)),
         ("flavors.md", class("flavors/NAME/", flavor::ROWS)),
+        ("volumes.md", class("volumes/UUID/", volume::ROWS)),
+        ("transfers.md", class("transfers/UUID/", transfer::ROWS)),
+        ("backends.md", class("backends/NAME/", backend::ROWS)),
         ("instances.schema.json", schema::of::<Instance>("instances/UUID/spec.json")),
         ("images.schema.json", schema::of::<Image>("images/UUID/spec.json")),
+        ("volumes.schema.json", schema::of::<Volume>("volumes/UUID/spec.json")),
         ("flavors.schema.json", schema::of::<Flavor>("flavors/NAME/spec.json")),
     ]
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::attribute::Row;
 use super::names::Position;
 use super::node::{Directory, Node};
-use super::{Touched, fixed, flavor, image, instance, root, task, view};
+use super::{Touched, backend, fixed, flavor, image, instance, root, task, transfer, view, volume};
 use crate::inventory::{Change, Instance, Inventory, Object, Task};
 use crate::model::Class;
 
@@ -75,6 +75,18 @@ fn object(old: Option<&Object>, new: Option<&Object>) -> Vec<Touched> {
             let object = Object::Flavor(new.clone());
             rows(flavor::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
         }
+        (Some(Object::Volume(old)), Some(Object::Volume(new))) => {
+            let object = Object::Volume(new.clone());
+            rows(volume::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
+        }
+        (Some(Object::Transfer(old)), Some(Object::Transfer(new))) => {
+            let object = Object::Transfer(new.clone());
+            rows(transfer::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
+        }
+        (Some(Object::Backend(old)), Some(Object::Backend(new))) => {
+            let object = Object::Backend(new.clone());
+            rows(backend::ROWS, old.as_ref(), new.as_ref(), |row| place(&object, row.id, row.name))
+        }
         _ => Vec::new(),
     };
     touched.extend(summary(old, new));
@@ -108,7 +120,8 @@ fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {
     let line = |object: Option<&Object>| match object {
         Some(Object::Instance(instance)) => Some((root::SUMMARY_INSTANCES, root::instance_line(instance))),
         Some(Object::Image(image)) => Some((root::SUMMARY_IMAGES, root::image_line(image))),
-        Some(Object::Task(_) | Object::Flavor(_)) | None => None,
+        Some(Object::Volume(volume)) => Some((root::SUMMARY_VOLUMES, root::volume_line(volume))),
+        Some(Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_)) | None => None,
     };
     let (old, new) = (line(old), line(new));
     let row = old.as_ref().or(new.as_ref()).map(|(row, _)| *row)?;

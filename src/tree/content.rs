@@ -11,9 +11,8 @@ use super::attribute::{Read, Row};
 use super::interface::Tree;
 use super::node::{Directory, Node};
 use super::rights::{self, Grant, Rights};
-use super::{
-    Attributes, Caching, Content, Interface, Kind, directory, errors, flavor, image, instance, root, task, view,
-};
+use super::tables::with_table;
+use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, root, view};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
@@ -39,7 +38,7 @@ impl Tree {
         let group = self.settings.access_group;
         let plain = |kind, mode, size, caching| with(rights::rights(object, mode, group), kind, size, caching);
         match node {
-            Node::Object(Class::Flavor, _) => {
+            Node::Object(Class::Flavor | Class::Backend, _) => {
                 Some(plain(Kind::Directory, rights::FLAVOR_DIRECTORY, 0, Caching::Attributes))
             }
             Node::Object(..) => Some(plain(Kind::Directory, rights::DIRECTORY, 0, Caching::Attributes)),
@@ -48,11 +47,6 @@ impl Tree {
                 Some(plain(Kind::Symlink, 0o777, size, Caching::Attributes))
             }
             Node::Attribute(_, _, id) => match object {
-                Object::Instance(instance) => {
-                    let row = find(instance::ROWS, id)?;
-                    let size = self.row_size(row, instance.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, row_caching(row)))
-                }
                 Object::Image(image) => {
                     let row = find(image::ROWS, id)?;
                     let size = self.row_size(row, image.as_ref(), object)?;
@@ -68,16 +62,16 @@ impl Tree {
                         None => Attributes { allocated, caching: Caching::Everything, ..attributes },
                     })
                 }
-                Object::Flavor(flavor) => {
-                    let row = find(flavor::ROWS, id)?;
-                    let size = self.row_size(row, flavor.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
-                }
-                Object::Task(task) => {
-                    let row = find(task::ROWS, id)?;
-                    let size = self.row_size(row, task.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, Caching::Attributes))
-                }
+                Object::Instance(_)
+                | Object::Flavor(_)
+                | Object::Task(_)
+                | Object::Volume(_)
+                | Object::Transfer(_)
+                | Object::Backend(_) => with_table!(object, |rows, value| {
+                    let row = find(rows, id)?;
+                    let size = self.row_size(row, value.as_ref(), object)?;
+                    Some(plain(row_kind(row), row.mode, size, row_caching(row)))
+                }),
             },
             Node::Key(Class::Instance, _, instance::CONSOLE_LOG, piece) => {
                 let size = match self.readable_log(object) {
@@ -107,7 +101,15 @@ impl Tree {
                 let key = directory::key(object, row, serial);
                 (Some(directory::key_mode(class, row)), key.and_then(|key| key.writer))
             }
-            (Node::Attribute(..) | Node::Key(..), Object::Instance(_) | Object::Task(_) | Object::Flavor(_))
+            (
+                Node::Attribute(..) | Node::Key(..),
+                Object::Instance(_)
+                | Object::Task(_)
+                | Object::Flavor(_)
+                | Object::Volume(_)
+                | Object::Transfer(_)
+                | Object::Backend(_),
+            )
             | (
                 Node::NameLink(..)
                 | Node::StateLink(..)
@@ -241,26 +243,21 @@ impl Tree {
     }
 
     pub(super) fn definition(&self, object: &Object) -> Option<Arc<str>> {
-        match object {
-            Object::Instance(instance) if instance.record.definition.is_some() => {
-                self.reconciler.definition(instance.id)
-            }
-            Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_) => None,
-        }
+        let Object::Instance(instance) = object else { return None };
+        instance.record.definition.as_ref()?;
+        self.reconciler.definition(instance.id)
     }
 
     pub(super) fn draft_data(&self, object: &Object) -> Option<Arc<DraftData>> {
-        match object {
-            Object::Image(image) if image.record.draft.is_some() => self.engine.draft_data(image.id),
-            Object::Image(_) | Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => None,
-        }
+        let Object::Image(image) = object else { return None };
+        image.record.draft.and_then(|_| self.engine.draft_data(image.id))
     }
 
     pub(super) fn data_size(&self, object: &Object) -> u64 {
-        match object {
-            Object::Image(image) if image.record.draft.is_none() => image.record.size_bytes,
-            Object::Image(_) => self.draft_data(object).map_or(0, |data| data.len()),
-            Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => 0,
+        let Object::Image(image) = object else { return 0 };
+        match image.record.draft {
+            None => image.record.size_bytes,
+            Some(_) => self.draft_data(object).map_or(0, |data| data.len()),
         }
     }
 
@@ -286,6 +283,10 @@ impl Tree {
             (Directory::Summary, root::SUMMARY_IMAGES) => Ok(self.summary(id, || {
                 let lines = self.inventory.images().into_iter().map(|image| root::image_line(&image));
                 [root::IMAGES_HEADER.to_owned()].into_iter().chain(lines).collect()
+            })),
+            (Directory::Summary, root::SUMMARY_VOLUMES) => Ok(self.summary(id, || {
+                let lines = self.inventory.volumes().into_iter().map(|volume| root::volume_line(&volume));
+                [root::VOLUMES_HEADER.to_owned()].into_iter().chain(lines).collect()
             })),
             _ => Err(Reason::NotFound("such file".into())),
         }
@@ -331,6 +332,10 @@ pub(super) fn created_at(object: &Object) -> u64 {
         Object::Instance(instance) => instance.record.created_at,
         Object::Image(image) => image.record.created_at,
         Object::Flavor(flavor) => flavor.record.created_at,
+        Object::Volume(volume) => volume.record.created_at,
+        Object::Transfer(transfer) => transfer.record.created_at,
+        // As old as the mount.
+        Object::Backend(_) => 0,
         Object::Task(task) => task.record.started_at,
     }
 }

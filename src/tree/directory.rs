@@ -2,9 +2,10 @@
 
 use super::attribute::{KeyFile, Read, Row};
 use super::content::find;
+use super::document;
 use super::interface::Tree;
 use super::node::Node;
-use super::{document, flavor, image, instance, task};
+use super::tables::{with_rows, with_table};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::keys::Keys;
@@ -37,12 +38,7 @@ pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
             document: row.document(),
         }))
     }
-    match class {
-        Class::Instance => heads(instance::ROWS),
-        Class::Image => heads(image::ROWS),
-        Class::Task => heads(task::ROWS),
-        Class::Flavor => heads(flavor::ROWS),
-    }
+    with_rows!(class, |rows| heads(rows))
 }
 
 /// The rows that stand in the object's directory itself, with their names; or those in its directory of this name.
@@ -62,12 +58,7 @@ pub(super) fn keys(object: &Object, row: u8) -> Vec<KeyFile> {
     fn of<O, C>(rows: &'static [Row<O, C>], row: u8, object: &O) -> Vec<KeyFile> {
         find(rows, row).map(|row| row.keys(object)).unwrap_or_default()
     }
-    match object {
-        Object::Instance(instance) => of(instance::ROWS, row, instance),
-        Object::Image(image) => of(image::ROWS, row, image),
-        Object::Task(task) => of(task::ROWS, row, task),
-        Object::Flavor(flavor) => of(flavor::ROWS, row, flavor),
-    }
+    with_table!(object, |rows, value| of(rows, row, value.as_ref()))
 }
 
 /// One of them.
@@ -186,10 +177,5 @@ fn is_key_directory(class: Class, row: u8) -> bool {
     fn is<O, C>(rows: &'static [Row<O, C>], row: u8) -> bool {
         find(rows, row).is_some_and(|row| matches!(row.read, Read::Keys(_)))
     }
-    match class {
-        Class::Instance => is(instance::ROWS, row),
-        Class::Image => is(image::ROWS, row),
-        Class::Task => is(task::ROWS, row),
-        Class::Flavor => is(flavor::ROWS, row),
-    }
+    with_rows!(class, |rows| is(rows, row))
 }

@@ -7,10 +7,10 @@ use super::root;
 use crate::model::Class;
 
 /// The classes that have a view by name; flavors live under theirs.
-const NAMED: [Class; 2] = [Class::Instance, Class::Image];
+const NAMED: [Class; 3] = [Class::Instance, Class::Image, Class::Volume];
 
 /// The classes that have a view by state.
-const STATED: [Class; 3] = [Class::Instance, Class::Image, Class::Flavor];
+const STATED: [Class; 4] = [Class::Instance, Class::Image, Class::Flavor, Class::Volume];
 
 /// What always stands in a directory, in the order of its listing.
 pub fn entries(directory: Directory) -> Vec<(String, Node)> {

@@ -16,9 +16,10 @@ use super::rename;
 use super::root;
 use super::scratch::{self, Scratch};
 use super::stat::private;
+use super::tables::with_table;
 use super::{
     Admission, Attributes, CallerOf, Content, Data, Grant, Interface, NodeCompletion, OpenFile, Touched, directory,
-    document, fixed, flavor, image, instance, rights, task, view, write,
+    document, fixed, image, instance, rights, view, write,
 };
 use crate::inventory::{Change, Inventory, Object};
 use crate::model::Class;
@@ -82,7 +83,11 @@ impl Tree {
         let images = tree.inventory.images().into_iter().map(Object::Image);
         let tasks = tree.inventory.tasks().into_iter().map(Object::Task);
         let flavors = tree.inventory.flavors().into_iter().map(Object::Flavor);
-        for object in instances.chain(images).chain(tasks).chain(flavors) {
+        let volumes = tree.inventory.volumes().into_iter().map(Object::Volume);
+        let transfers = tree.inventory.transfers().into_iter().map(Object::Transfer);
+        let backends = tree.inventory.backends().into_iter().map(Object::Backend);
+        let all = instances.chain(images).chain(tasks).chain(flavors).chain(volumes).chain(transfers).chain(backends);
+        for object in all {
             for position in Position::ALL {
                 let node = position.node(object.class(), object.number());
                 tree.names.publish(node, object.number(), view::wanted(&object, position, &tree.names));
@@ -181,12 +186,7 @@ impl Interface for Tree {
         let object = self.object(node)?;
         match node {
             Node::NameLink(..) | Node::StateLink(..) => Some(self.link_target(node, &object)),
-            Node::Attribute(_, _, id) => match &object {
-                Object::Instance(instance) => link(find(instance::ROWS, id)?, instance),
-                Object::Image(image) => link(find(image::ROWS, id)?, image),
-                Object::Task(task) => link(find(task::ROWS, id)?, task),
-                Object::Flavor(flavor) => link(find(flavor::ROWS, id)?, flavor),
-            },
+            Node::Attribute(_, _, id) => with_table!(&object, |rows, value| link(find(rows, id)?, value.as_ref())),
             Node::Directory(_)
             | Node::File(..)
             | Node::Object(..)
@@ -203,20 +203,9 @@ impl Interface for Tree {
             Node::Attribute(_, _, id) => {
                 let object = self.object(node).ok_or_else(gone)?;
                 let absent = || Reason::NotFound("such file".into());
-                match &object {
-                    Object::Instance(instance) => {
-                        self.row_content(find(instance::ROWS, id).ok_or_else(absent)?, instance.as_ref(), &object, uid)
-                    }
-                    Object::Image(image) => {
-                        self.row_content(find(image::ROWS, id).ok_or_else(absent)?, image.as_ref(), &object, uid)
-                    }
-                    Object::Flavor(flavor) => {
-                        self.row_content(find(flavor::ROWS, id).ok_or_else(absent)?, flavor.as_ref(), &object, uid)
-                    }
-                    Object::Task(task) => {
-                        self.row_content(find(task::ROWS, id).ok_or_else(absent)?, task.as_ref(), &object, uid)
-                    }
-                }
+                with_table!(&object, |rows, value| {
+                    self.row_content(find(rows, id).ok_or_else(absent)?, value.as_ref(), &object, uid)
+                })
             }
             Node::Events(first) => match self.events.segment(first).and_then(|segment| segment.file) {
                 Some(file) => Ok(Content::File(file)),
@@ -273,21 +262,26 @@ impl Interface for Tree {
                 let row = node.row().and_then(|row| find(image::ROWS, row));
                 row.is_none_or(|row| rights::image_row(row, &image).is_some()) || caller().is_administrator()
             }
-            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => true,
+            Some(
+                Object::Instance(_)
+                | Object::Image(_)
+                | Object::Task(_)
+                | Object::Volume(_)
+                | Object::Transfer(_)
+                | Object::Backend(_),
+            )
+            | None => true,
         }
     }
 
     fn is_read_only(&self, node: Node) -> bool {
         match node {
             Node::Attribute(class, _, id) => {
-                let is_published_data = match self.object(node) {
-                    Some(Object::Image(image)) => {
-                        image.record.draft.is_none()
-                            && find(image::ROWS, id).is_some_and(|row| matches!(row.read, Read::Data))
-                    }
-                    Some(Object::Instance(_) | Object::Task(_) | Object::Flavor(_)) | None => false,
-                };
-                is_published_data || rows(class).any(|head| head.id == id && head.is_read_only)
+                let is_data = || find(image::ROWS, id).is_some_and(|row| matches!(row.read, Read::Data));
+                let object = self.object(node);
+                let is_published =
+                    matches!(&object, Some(Object::Image(image)) if image.record.draft.is_none() && is_data());
+                is_published || rows(class).any(|head| head.id == id && head.is_read_only)
             }
             Node::File(..) | Node::Events(_) => true,
             Node::Key(class, _, row, _) => rows(class).any(|head| head.id == row && head.is_read_only),
@@ -440,7 +434,13 @@ impl Interface for Tree {
 fn answerable(object: &Object) -> (Class, Uuid) {
     match object {
         Object::Task(task) if task.record.draft.is_none() => (task.record.class, task.record.object),
-        Object::Task(_) | Object::Instance(_) | Object::Image(_) | Object::Flavor(_) => (object.class(), object.id()),
+        Object::Task(_)
+        | Object::Instance(_)
+        | Object::Image(_)
+        | Object::Flavor(_)
+        | Object::Volume(_)
+        | Object::Transfer(_)
+        | Object::Backend(_) => (object.class(), object.id()),
     }
 }
 

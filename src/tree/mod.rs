@@ -5,6 +5,7 @@
 pub mod abi;
 pub mod account;
 pub mod attribute;
+pub mod backend;
 mod bin;
 mod changes;
 mod content;
@@ -28,9 +29,12 @@ mod schema;
 mod scratch;
 mod spec;
 mod stat;
+mod tables;
 pub mod task;
+pub mod transfer;
 pub mod value;
 mod view;
+pub mod volume;
 mod write;
 
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The places of the tree, independent of their names, and their stable numbers.
 
 use crate::model::task::TaskWord;
-use crate::model::{Class, flavor, image, instance};
+use crate::model::{Class, flavor, image, instance, volume};
 
 /// A place. Objects are named by their number, attributes by the fixed id of their row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,15 +72,28 @@ pub fn words(class: Class) -> Vec<&'static str> {
             TaskWord::Shelving,
             TaskWord::ShelvingOffloading,
             TaskWord::Unshelving,
+            TaskWord::Attaching,
+            TaskWord::Detaching,
         ],
         Class::Image => &[TaskWord::Saving, TaskWord::Deleting, TaskWord::Importing],
-        Class::Task | Class::Flavor => &[],
+        Class::Volume => &[
+            TaskWord::Creating,
+            TaskWord::Extending,
+            TaskWord::Attaching,
+            TaskWord::Detaching,
+            TaskWord::Snapshotting,
+            TaskWord::DeletingSnapshot,
+            TaskWord::Examining,
+            TaskWord::Deleting,
+        ],
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => &[],
     };
     let states: Vec<&'static str> = match class {
         Class::Instance => instance::State::ALL.iter().map(|state| state.word()).collect(),
         Class::Image => image::State::ALL.iter().map(|state| state.word()).collect(),
         Class::Flavor => flavor::State::ALL.iter().map(|state| state.word()).collect(),
-        Class::Task => Vec::new(),
+        Class::Volume => volume::State::ALL.iter().map(|state| state.word()).collect(),
+        Class::Task | Class::Transfer | Class::Backend => Vec::new(),
     };
     // `building` is a state and a task of Nova's: one directory.
     let tasks = tasks.iter().map(|task| task.word()).filter(|word| !states.contains(word));

@@ -12,6 +12,7 @@ use crate::model::change::{FlavorChoice, Sizes};
 use crate::model::flavor;
 use crate::model::reason::Reason;
 use crate::model::sharing;
+use crate::model::volume::record::Origin;
 
 /// Finds objects for one caller, with his rights.
 pub struct Resolver<'a> {
@@ -28,6 +29,41 @@ impl Resolver<'_> {
     /// it already asks for nothing new.
     pub fn image(&self, value: &str) -> Result<Uuid, Reason> {
         self.object(Class::Image, value)
+    }
+
+    /// The instance that a value names.
+    pub fn instance(&self, value: &str) -> Result<Uuid, Reason> {
+        self.object(Class::Instance, value)
+    }
+
+    /// The volume that a value names.
+    pub fn volume(&self, value: &str) -> Result<Uuid, Reason> {
+        self.object(Class::Volume, value)
+    }
+
+    /// What a new volume's content is to come from: the kind, a colon, and an object; or `existing:BACKEND:REFERENCE`.
+    pub fn origin(&self, value: &str) -> Result<Origin, Reason> {
+        let wrong = || malformed("write image:, volume:, snapshot: and an object, or existing:BACKEND:REFERENCE");
+        let (kind, rest) = value.split_once(':').ok_or_else(wrong)?;
+        match kind {
+            "image" => self.image(rest).map(Origin::Image),
+            "volume" => self.volume(rest).map(Origin::Volume),
+            "snapshot" => {
+                let (volume, name) = rest.rsplit_once('/').ok_or_else(|| malformed("write snapshot:VOLUME/NAME"))?;
+                let volume = self.volume(volume.strip_suffix("/snapshots").unwrap_or(volume))?;
+                Ok(Origin::Snapshot { volume, name: unescape(name).ok_or_else(wrong)? })
+            }
+            "existing" => {
+                let (backend, reference) = rest.split_once(':').ok_or_else(wrong)?;
+                let is_plain = !backend.is_empty() && !reference.is_empty();
+                let is_plain = is_plain && !reference.chars().any(char::is_control);
+                if !is_plain {
+                    return Err(wrong());
+                }
+                Ok(Origin::Existing { backend: backend.to_owned(), reference: reference.to_owned() })
+            }
+            _ => Err(wrong()),
+        }
     }
 
     /// The flavor that a value names. What is wrong with it matters to instances that have another one only.
@@ -129,9 +165,12 @@ impl Resolver<'_> {
     fn may_read(&self, object: &Object) -> bool {
         match object {
             Object::Image(image) => sharing::may_read(&image.record, self.caller),
-            Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => {
-                self.caller.role(&object.ownership()) != Role::Stranger
-            }
+            Object::Instance(_)
+            | Object::Task(_)
+            | Object::Flavor(_)
+            | Object::Volume(_)
+            | Object::Transfer(_)
+            | Object::Backend(_) => self.caller.role(&object.ownership()) != Role::Stranger,
         }
     }
 
@@ -145,8 +184,12 @@ impl Resolver<'_> {
                 let instances = self.inventory.instances().into_iter();
                 instances.map(|instance| (Object::Instance(instance.clone()), instance.name().to_owned())).collect()
             }
-            // Found by their names, which are unique.
-            Class::Task | Class::Flavor => Vec::new(),
+            Class::Volume => {
+                let volumes = self.inventory.volumes().into_iter();
+                volumes.map(|volume| (Object::Volume(volume.clone()), volume.record.name.clone())).collect()
+            }
+            // Found by their names, which are unique, or by their uuids alone.
+            Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Vec::new(),
         }
     }
 }

@@ -16,7 +16,8 @@ use crate::model::caller::Caller;
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::{self, FlavorChange};
 use crate::model::reason::Reason;
-use crate::model::{image, instance};
+use crate::model::volume::change::VolumeChange;
+use crate::model::{image, instance, volume};
 use crate::workflow::request::{Completion, MOVE, Request, Wait};
 
 /// What an allowed rename does.
@@ -176,7 +177,8 @@ fn into_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
             Ok(ask_instance(id, InstanceChange::State(instance::Word::State(instance::State::SoftDeleted))))
         }
         Class::Image => Ok(ask_image(id, ImageChange::State(image::Word::State(image::State::SoftDeleted)))),
-        Class::Task | Class::Flavor => Err(no_meaning()),
+        Class::Volume => Ok(ask_volume(id, VolumeChange::State(volume::Word::State(volume::State::SoftDeleted)))),
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Err(no_meaning()),
     }
 }
 
@@ -184,7 +186,8 @@ fn out_of_the_bin(class: Class, id: Uuid) -> Result<Move, Reason> {
     match class {
         Class::Instance => Ok(ask_instance(id, InstanceChange::Restore)),
         Class::Image => Ok(ask_image(id, ImageChange::Restore)),
-        Class::Task | Class::Flavor => Err(no_meaning()),
+        Class::Volume => Ok(ask_volume(id, VolumeChange::Restore)),
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Err(no_meaning()),
     }
 }
 
@@ -199,7 +202,10 @@ fn state(class: Class, id: Uuid, word: &str) -> Result<Move, Reason> {
         Class::Flavor => flavor::Word::parse(word)
             .map(|word| Move::Ask(Request::Flavor { id, changes: vec![FlavorChange::State(word)] }))
             .map_err(Reason::of_move),
-        Class::Task => Err(no_meaning()),
+        Class::Volume => {
+            volume::Word::parse(word).map(|word| ask_volume(id, VolumeChange::State(word))).map_err(Reason::of_move)
+        }
+        Class::Task | Class::Transfer | Class::Backend => Err(no_meaning()),
     }
 }
 
@@ -207,7 +213,8 @@ fn renamed(class: Class, id: Uuid, wanted: &str) -> Result<Move, Reason> {
     match class {
         Class::Instance => Ok(ask_instance(id, InstanceChange::Name(instance_name(wanted)?))),
         Class::Image => Ok(ask_image(id, ImageChange::Name(name(wanted)?))),
-        Class::Task | Class::Flavor => Err(no_meaning()),
+        Class::Volume => Ok(ask_volume(id, VolumeChange::Name(name(wanted)?))),
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Err(no_meaning()),
     }
 }
 
@@ -219,10 +226,14 @@ fn ask_image(id: Uuid, change: ImageChange) -> Move {
     Move::Ask(Request::Image { id, changes: vec![change] })
 }
 
+fn ask_volume(id: Uuid, change: VolumeChange) -> Move {
+    Move::Ask(Request::Volume { id, changes: vec![change] })
+}
+
 /// What making a directory asks for, and the class and uuid of the draft.
 pub fn draft(parent: Node, file_name: &str) -> Result<(Class, Uuid, Request), Reason> {
     match parent {
-        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image | Class::Task))) => {
+        Node::Directory(Directory::Class(class @ (Class::Instance | Class::Image | Class::Task | Class::Volume))) => {
             canonical_uuid(file_name)
                 .map(|id| (class, id, Request::MakeDraft { class, id }))
                 .ok_or_else(|| Reason::Malformed("name it by a lower-case uuid: mkdir $(uuidgen)".into()))
@@ -232,7 +243,9 @@ pub fn draft(parent: Node, file_name: &str) -> Result<(Class, Uuid, Request), Re
             let name = flavor_name(file_name)?;
             Ok((Class::Flavor, id, Request::MakeFlavor { id, name }))
         }
-        _ => Err(Reason::Policy("directories can be made in instances, images, tasks and flavors only".into())),
+        _ => {
+            Err(Reason::Policy("directories can be made in instances, volumes, images, tasks and flavors only".into()))
+        }
     }
 }
 

@@ -77,7 +77,12 @@ pub fn admission(object: &Object) -> Admission {
                 Audience::Everybody => Readers::Everybody,
             },
         },
-        Object::Task(_) | Object::Flavor(_) => Admission { ownership, ..Admission::default() },
+        Object::Volume(volume) => {
+            Admission { ownership, is_draft: volume.record.draft.is_some(), ..Admission::default() }
+        }
+        Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => {
+            Admission { ownership, ..Admission::default() }
+        }
     }
 }
 
@@ -85,7 +90,7 @@ pub fn admission(object: &Object) -> Admission {
 pub fn rights(object: &Object, mode: u16, access_group: u32) -> Rights {
     let Ownership { owner, mut project, .. } = object.ownership();
     // The kernel cannot tell who may read one that is not public; see [`super::Interface::may_open`].
-    if matches!(object, Object::Flavor(_)) {
+    if matches!(object, Object::Flavor(_) | Object::Backend(_)) {
         project = access_group;
     }
     let everybody = match object {
@@ -93,7 +98,12 @@ pub fn rights(object: &Object, mode: u16, access_group: u32) -> Rights {
             Audience::Everybody => (mode & READING) >> 3,
             Audience::Nobody | Audience::Members => 0,
         },
-        Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => 0,
+        Object::Instance(_)
+        | Object::Task(_)
+        | Object::Flavor(_)
+        | Object::Volume(_)
+        | Object::Transfer(_)
+        | Object::Backend(_) => 0,
     };
     Rights { uid: owner, gid: project, mode: mode | everybody }
 }
@@ -107,7 +117,13 @@ pub fn grants(object: &Object, mode: u16, writer: Option<u32>) -> Vec<Grant> {
             Audience::Members => members(image).map(grant).collect(),
             Audience::Nobody | Audience::Everybody => Vec::new(),
         },
-        Object::Image(_) | Object::Instance(_) | Object::Task(_) | Object::Flavor(_) => Vec::new(),
+        Object::Image(_)
+        | Object::Instance(_)
+        | Object::Task(_)
+        | Object::Flavor(_)
+        | Object::Volume(_)
+        | Object::Transfer(_)
+        | Object::Backend(_) => Vec::new(),
     }
 }
 

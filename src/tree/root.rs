@@ -6,7 +6,7 @@ use super::account::{group_name, user_name};
 use super::attribute::Type;
 use super::node::Directory;
 use super::value::escape;
-use crate::inventory::{Health, Image, Instance, Part};
+use crate::inventory::{Health, Image, Instance, Part, Volume};
 use crate::model::image::Format;
 
 /// The version of the interface; it grows when a file changes its meaning, which none ever should.
@@ -104,6 +104,9 @@ pub const SUMMARY_INSTANCES: u8 = 1;
 /// `summary/images`
 pub const SUMMARY_IMAGES: u8 = 2;
 
+/// `summary/volumes`
+pub const SUMMARY_VOLUMES: u8 = 3;
+
 /// The files of `summary/`.
 pub static SUMMARY: &[FixedRow] = &[
     row(
@@ -119,6 +122,14 @@ pub static SUMMARY: &[FixedRow] = &[
         Audience::Access,
         Type::Document("tab-separated"),
         "All images: uuid name state task disk_format size_bytes owner project. Columns are only ever appended.",
+    ),
+    row(
+        SUMMARY_VOLUMES,
+        "volumes",
+        Audience::Access,
+        Type::Document("tab-separated"),
+        "All volumes: uuid name state task locked delete_protection size_bytes backend owner project. Columns are only \
+         ever appended.",
     ),
 ];
 
@@ -219,6 +230,28 @@ pub fn image_line(image: &Image) -> String {
         image.task.as_ref().map_or("", |task| task.operation.task_word().word()),
         record.disk_format.map_or("", Format::word),
         record.size_bytes,
+        user_name(record.ownership.owner),
+        group_name(record.ownership.project),
+    )
+}
+
+/// The header of `summary/volumes`.
+pub const VOLUMES_HEADER: &str =
+    "uuid\tname\tstate\ttask\tlocked\tdelete_protection\tsize_bytes\tbackend\towner\tproject\n";
+
+/// One line of `summary/volumes`.
+pub fn volume_line(volume: &Volume) -> String {
+    let record = &volume.record;
+    format!(
+        "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\n",
+        volume.id,
+        escape(&record.name),
+        record.state().word(),
+        volume.task.as_ref().map_or("", |task| task.operation.task_word().word()),
+        u8::from(record.protection.lock.is_some()),
+        u8::from(record.protection.disable_terminate),
+        record.size_bytes,
+        escape(&record.backend),
         user_name(record.ownership.owner),
         group_name(record.ownership.project),
     )

@@ -9,12 +9,14 @@ use super::json;
 use super::reference::Resolver;
 use super::task::{self, TaskRow};
 use super::value::{escape, lines, malformed, text, unescape};
-use super::{flavor, image, instance};
-use crate::inventory::{Flavor, Image, Instance, RunningTask, Task};
+use super::{flavor, image, instance, transfer, volume};
+use crate::inventory::{Flavor, Image, Instance, RunningTask, Task, Transfer, Volume};
 use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::FlavorChange;
 use crate::model::reason::Reason;
 use crate::model::task::{Operation, TaskChange};
+use crate::model::transfer::TransferChange;
+use crate::model::volume::change::VolumeChange;
 
 /// The key that is an order as much as a value.
 const STATE: &str = "state";
@@ -62,6 +64,30 @@ impl Specified for Flavor {
 
     fn goal(&self) -> &'static str {
         crate::model::flavor::state(&self.record).word()
+    }
+}
+
+impl Specified for Volume {
+    type Change = VolumeChange;
+
+    fn rows() -> &'static [Row<Volume, VolumeChange>] {
+        volume::ROWS
+    }
+
+    fn goal(&self) -> &'static str {
+        target(self.task.as_ref()).unwrap_or_else(|| self.record.state().word())
+    }
+}
+
+impl Specified for Transfer {
+    type Change = TransferChange;
+
+    fn rows() -> &'static [Row<Transfer, TransferChange>] {
+        transfer::ROWS
+    }
+
+    fn goal(&self) -> &'static str {
+        self.record.state.word()
     }
 }
 

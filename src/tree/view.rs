@@ -14,8 +14,10 @@ use crate::model::task::Operation;
 /// The name of an object's directory: its uuid, or a flavor's name.
 pub fn home(object: &Object) -> String {
     match object {
-        Object::Flavor(flavor) => escape(&flavor.record.name),
-        Object::Instance(_) | Object::Image(_) | Object::Task(_) => object.id().to_string(),
+        Object::Flavor(_) | Object::Backend(_) => escape(object.name()),
+        Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Volume(_) | Object::Transfer(_) => {
+            object.id().to_string()
+        }
     }
 }
 
@@ -52,7 +54,8 @@ fn by_name(object: &Object, names: &Names) -> Option<Place> {
     let (name, is_draft) = match object {
         Object::Instance(instance) => (link_name(instance), instance.record.draft.is_some()),
         Object::Image(image) => (escape(&image.record.name), image.record.draft.is_some()),
-        Object::Task(_) | Object::Flavor(_) => return None,
+        Object::Volume(volume) => (escape(&volume.record.name), volume.record.draft.is_some()),
+        Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => return None,
     };
     if is_draft {
         return None;
@@ -87,7 +90,8 @@ fn by_state(object: &Object) -> Option<Place> {
         Object::Instance(instance) => (&instance.task, instance.observed().state.word()),
         Object::Image(image) => (&image.task, image.state().word()),
         Object::Flavor(flavor) => (&None, flavor::state(&flavor.record).word()),
-        Object::Task(_) => return None,
+        Object::Volume(volume) => (&volume.task, volume.record.state().word()),
+        Object::Task(_) | Object::Transfer(_) | Object::Backend(_) => return None,
     };
     let word = task.as_ref().map_or(state, |task| task.operation.task_word().word());
     let class = object.class();

@@ -42,6 +42,16 @@ pub fn request(
         Object::Flavor(flavor) => {
             Ok(asked.changes(flavor.as_ref())?.map(|(name, changes)| (name, Request::Flavor { id, changes })))
         }
+        Object::Volume(volume) => {
+            Ok(asked.changes(volume.as_ref())?.map(|(name, changes)| (name, Request::Volume { id, changes })))
+        }
+        Object::Transfer(transfer) => {
+            let asks = asked.changes(transfer.as_ref())?;
+            Ok(asks.and_then(|(name, changes)| {
+                Some((name, Request::Transfer { id, change: changes.into_iter().next()? }))
+            }))
+        }
+        Object::Backend(_) => Err(nothing()),
         Object::Task(task) => {
             let asks = asked.changes(task.as_ref())?;
             Ok(asks.and_then(|(name, changes)| Some((name, of_task(task, changes.into_iter().next()?)))))

@@ -27,7 +27,7 @@ pub(super) struct Words {
     pub(super) to: String,
 }
 
-fn words(what: impl Into<Cow<'static, str>>, from: impl ToString, to: impl ToString) -> Words {
+pub(super) fn words(what: impl Into<Cow<'static, str>>, from: impl ToString, to: impl ToString) -> Words {
     Words { what: what.into(), from: from.to_string(), to: to.to_string() }
 }
 
@@ -115,7 +115,7 @@ pub(super) fn describe_image(image: &Image, change: &ImageChange) -> Words {
     }
 }
 
-fn expires_at(entry: Option<&BinEntry>, wanted: Option<u64>) -> Words {
+pub(super) fn expires_at(entry: Option<&BinEntry>, wanted: Option<u64>) -> Words {
     let shown = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| at.to_string());
     words("expires_at", shown(entry.and_then(|entry| entry.expiry).map(|expiry| expiry.at)), shown(wanted))
 }
@@ -334,7 +334,7 @@ pub(super) fn record_flavor(flavor: &mut Flavor, change: &FlavorChange) {
 }
 
 /// Handles that were opened before can tell.
-fn hand_over(ownership: &mut Ownership, change: impl FnOnce(&mut Ownership)) {
+pub(super) fn hand_over(ownership: &mut Ownership, change: impl FnOnce(&mut Ownership)) {
     change(ownership);
     ownership.generation += 1;
 }

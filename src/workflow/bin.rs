@@ -62,7 +62,8 @@ pub(super) fn enter(instance: &mut Instance, operation: &Operation, entry: impl 
         | Operation::Shelve { .. }
         | Operation::Offload
         | Operation::Unshelve { .. }
-        | Operation::DefineAgain => {}
+        | Operation::DefineAgain
+        | Operation::Volume(_) => {}
     }
 }
 

@@ -27,8 +27,9 @@ pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
     match run.class {
         Class::Instance => instance(run),
         Class::Image => image(run),
+        Class::Volume => super::volume::delete(run),
         // They have no bin.
-        Class::Task | Class::Flavor => Err(Halt::Failed(Reason::NotInBin)),
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Err(Halt::Failed(Reason::NotInBin)),
     }
 }
 

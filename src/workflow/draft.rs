@@ -84,8 +84,9 @@ pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
             }
             removed.map(|()| Ending::Removed)
         }
+        Class::Volume => super::volume::discard(run),
         // A flavor draft is a record, which no operation removes.
-        Class::Task | Class::Flavor => Ok(Ending::Removed),
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => Ok(Ending::Removed),
     }
 }
 

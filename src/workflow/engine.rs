@@ -27,7 +27,7 @@ use crate::block::BlockBackend;
 use crate::block::shelf::Shelf;
 use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
-use crate::inventory::{Instance, Object};
+use crate::inventory::Instance;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
@@ -343,12 +343,7 @@ pub(super) fn refusal(
     reason: &Reason,
 ) -> Entry {
     let found = object.and_then(|(class, id)| shared.parts.ledger.inventory().get(class, id));
-    let name = match found {
-        Some(Object::Instance(instance)) => instance.name().to_owned(),
-        Some(Object::Image(image)) => image.record.name.clone(),
-        Some(Object::Flavor(flavor)) => flavor.record.name.clone(),
-        Some(Object::Task(_)) | None => String::new(),
-    };
+    let name = found.map(|found| found.name().to_owned()).unwrap_or_default();
     Entry {
         class: object.map(|(class, _)| class),
         id: object.map(|(_, id)| id),

@@ -26,9 +26,11 @@ impl Run {
     pub(super) fn begin_creating(&self, name: &'static str, creates: Creation) -> Result<(), Halt> {
         let (object, disk) = match &creates {
             Creation::Disk(disk) | Creation::DiskAgain(disk) => (self.object, Some(disk.clone())),
-            Creation::Definition | Creation::Settings { .. } | Creation::ShelfCopy(_) | Creation::PutAway { .. } => {
-                (self.object, None)
-            }
+            Creation::Definition
+            | Creation::Settings { .. }
+            | Creation::ShelfCopy(_)
+            | Creation::PutAway { .. }
+            | Creation::Volume(_) => (self.object, None),
         };
         self.step(name, Some(creates), move |batch| {
             let (Some(instance), Some(disk)) = (batch.instance(object), &disk) else { return };
@@ -110,6 +112,10 @@ impl Run {
                 Some(Creation::DiskAgain(disk)) => match super::copies::undo_disk(self, disk)? {
                     true => Undone::Yes,
                     false => continue,
+                },
+                Some(Creation::Volume(creation)) => match super::volume::undo(self, creation)? {
+                    true => Undone::Yes,
+                    false => Undone::No,
                 },
                 Some(Creation::PutAway { autostart, was_running }) => {
                     super::shelve::undo_put_away(self, *autostart, *was_running)?;
@@ -213,7 +219,10 @@ impl Run {
                     instance.record.memory_bytes = *memory_bytes;
                     batch.put(Object::Instance(Arc::new(instance)));
                 }
-                Some(Creation::Definition | Creation::ShelfCopy(_) | Creation::PutAway { .. }) | None => {}
+                Some(
+                    Creation::Definition | Creation::ShelfCopy(_) | Creation::PutAway { .. } | Creation::Volume(_),
+                )
+                | None => {}
             }
         };
         self.store(Arc::new(edit), WhenFull::Wait)

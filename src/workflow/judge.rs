@@ -16,7 +16,7 @@ use super::orders::may_write;
 use super::request::{DOCUMENT, Request};
 use super::subject::Subject;
 use super::{boot, define_again, delete, network};
-use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task};
+use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task, Volume};
 use crate::model::Class;
 use crate::model::caller::{Caller, NO_PROJECT, Ownership};
 use crate::model::change::{Effect, InstanceChange};
@@ -81,6 +81,8 @@ impl Judge<'_, '_> {
             Request::Instance { id, changes } => self.change::<Instance>(caller, file, *id, changes),
             Request::Image { id, changes } => self.change::<Image>(caller, file, *id, changes),
             Request::Flavor { id, changes } => self.change::<Flavor>(caller, file, *id, changes),
+            Request::Volume { id, changes } => self.change::<Volume>(caller, file, *id, changes),
+            Request::Transfer { id, change } => self.transfer(caller, *id, change),
             Request::Import { id, import } => self.import(caller, file, *id, import),
             Request::Cancel { id, class, object } => self.cancel(caller, *id, *class, *object),
             Request::MakeFlavor { id, name } => self.make_flavor(caller, *id, name),
@@ -111,6 +113,18 @@ impl Judge<'_, '_> {
                 self.batch.show(Object::Flavor(Arc::new(flavor)));
                 true
             }
+            Some(Object::Volume(volume)) => {
+                let mut volume = (*volume).clone();
+                volume.record.errors.push(line);
+                self.batch.show(Object::Volume(Arc::new(volume)));
+                true
+            }
+            Some(Object::Transfer(transfer)) => {
+                let mut transfer = (*transfer).clone();
+                transfer.record.errors.push(line);
+                self.batch.show(Object::Transfer(Arc::new(transfer)));
+                true
+            }
             // Of one that has begun the message tells how that went.
             Some(Object::Task(task)) if task.record.draft.is_some() => {
                 let mut task = (*task).clone();
@@ -118,7 +132,7 @@ impl Judge<'_, '_> {
                 self.batch.show(Object::Task(Arc::new(task)));
                 true
             }
-            Some(Object::Task(_)) | None => false,
+            Some(Object::Task(_) | Object::Backend(_)) | None => false,
         }
     }
 
@@ -157,7 +171,7 @@ impl Judge<'_, '_> {
         for change in sorted {
             let told = subject.describe(change);
             let what = told.what.clone();
-            let effect = match subject.judge(caller, self.unreachable.as_deref(), change) {
+            let effect = match subject.judge(self, caller, change) {
                 Ok(effect) => effect,
                 Err(reason) => {
                     refused.push((what, reason));
@@ -212,6 +226,7 @@ impl Judge<'_, '_> {
             };
             subject.enter(self, caller, &begun.record.operation);
             subject.claim(running(&begun));
+            self.claim_instance(&begun);
             accepted.answer = Answer::Operation(begun.id);
             task = Some(begun);
             changed = true;
@@ -245,6 +260,14 @@ impl Judge<'_, '_> {
         Ok(accepted)
     }
 
+    /// The instance that an operation owns beside its object.
+    fn claim_instance(&mut self, task: &Task) {
+        let Some(instance) = task.record.instance.and_then(|id| self.batch.instance(id)) else { return };
+        let mut instance = (*instance).clone();
+        Subject::claim(&mut instance, running(task));
+        self.batch.put(Object::Instance(Arc::new(instance)));
+    }
+
     fn make_flavor(&mut self, caller: &Caller, id: Uuid, name: &str) -> Result<Accepted, Reason> {
         let ownership = Ownership { project: NO_PROJECT, ..self.ownership_for(caller) };
         crate::model::flavor::by_root(caller.role(&ownership))?;
@@ -269,6 +292,11 @@ impl Judge<'_, '_> {
             Class::Instance => Object::Instance(Arc::new(self.instance_draft(caller, id))),
             Class::Image => Object::Image(Arc::new(self.image_draft(caller, id))),
             Class::Task => Object::Task(Arc::new(self.task_draft(caller, id))),
+            Class::Volume => Object::Volume(Arc::new(self.volume_draft(caller, id))),
+            Class::Transfer => {
+                return Err(Reason::Policy("an offer is made by writing to a volume's transfer".to_owned()));
+            }
+            Class::Backend => return Err(Reason::Policy("backends are named in the configuration".to_owned())),
             Class::Flavor => return Err(Reason::Policy("a flavor is made by its name".to_owned())),
         };
         self.batch.put(object);
@@ -312,6 +340,17 @@ impl Judge<'_, '_> {
                 let entries = vec![entry(class, id, &flavor.record.name, caller, told)];
                 return Ok(Accepted { entries, ..Accepted::default() });
             }
+            Object::Volume(volume) => {
+                let situation = volume.situation(caller, None);
+                crate::model::volume::access(situation.role)?;
+                if volume.record.draft.is_none_or(|draft| draft.written) || volume.record.data.is_some() {
+                    return Err(Reason::NotEmpty);
+                }
+                situation.check(Action::Delete)?;
+                crate::model::instance::idle(situation.task)?;
+                (volume.record.ownership.owner, volume.record.name.clone())
+            }
+            Object::Transfer(_) | Object::Backend(_) => return Err(Reason::NotEmpty),
             Object::Task(task) => {
                 may_write(&task, caller)?;
                 if task.record.draft.is_none() {
@@ -340,8 +379,10 @@ impl Judge<'_, '_> {
         let owned = |ownership: &Ownership, is_draft: bool| is_draft && ownership.owner == uid;
         let instances = inventory.instances();
         let images = inventory.images();
+        let volumes = inventory.volumes();
         let count = instances.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
             + images.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
+            + volumes.iter().filter(|v| owned(&v.record.ownership, v.record.draft.is_some())).count()
             + inventory.tasks().iter().filter(|task| task.record.draft.is_some() && task.record.owner == uid).count();
         self.drafts.insert(uid, count);
         count
@@ -385,7 +426,8 @@ impl Judge<'_, '_> {
             | Operation::Restore { .. }
             | Operation::Shelve { .. }
             | Operation::Offload
-            | Operation::Unshelve { start: false } => Ok(()),
+            | Operation::Unshelve { start: false }
+            | Operation::Volume(_) => Ok(()),
         }
     }
 
@@ -411,6 +453,7 @@ impl Judge<'_, '_> {
             number: self.batch.next_number(),
             class,
             object,
+            instance: operation.instance(),
             operation,
             uid: caller.uid,
             login: caller.login.clone(),
@@ -472,7 +515,8 @@ pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) 
         | Operation::Delete
         | Operation::Shelve { .. }
         | Operation::Offload
-        | Operation::Unshelve { .. } => None,
+        | Operation::Unshelve { .. }
+        | Operation::Volume(_) => None,
         Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| wanted_name(instance, then)),
     }
 }

@@ -165,7 +165,8 @@ fn moves_disks(instance: &Instance) -> bool {
         | Operation::Reconfigure { .. }
         | Operation::CommitImage
         | Operation::ImportImage
-        | Operation::SoftDelete => false,
+        | Operation::SoftDelete
+        | Operation::Volume(_) => false,
     })
 }
 

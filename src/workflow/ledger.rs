@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::inventory::{Flavor, Image, Instance, Inventory, Object, Task, Update};
+use crate::inventory::{Flavor, Image, Instance, Inventory, Object, Task, Transfer, Update, Volume};
 use crate::model::Class;
 use crate::store::{Change, Compare, Revision, Store, StoreError};
 
@@ -156,6 +156,9 @@ fn encode(object: &Object) -> Result<Vec<u8>, StoreError> {
         Object::Image(image) => serde_json::to_vec(&image.record),
         Object::Task(task) => serde_json::to_vec(&task.record),
         Object::Flavor(flavor) => serde_json::to_vec(&flavor.record),
+        Object::Volume(volume) => serde_json::to_vec(&volume.record),
+        Object::Transfer(transfer) => serde_json::to_vec(&transfer.record),
+        Object::Backend(backend) => serde_json::to_vec(&backend.record),
     }
     .map_err(|error| StoreError::Failed(format!("a record cannot be written as JSON: {error}")))
 }
@@ -181,42 +184,44 @@ impl Batch<'_> {
 
     /// An instance as this batch leaves it.
     pub fn instance(&self, id: Uuid) -> Option<Arc<Instance>> {
-        match self.get(Class::Instance, id) {
-            Some(Object::Instance(instance)) => Some(instance),
-            Some(Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => None,
-        }
+        let Some(Object::Instance(instance)) = self.get(Class::Instance, id) else { return None };
+        Some(instance)
     }
 
     /// An image as this batch leaves it.
     pub fn image(&self, id: Uuid) -> Option<Arc<Image>> {
-        match self.get(Class::Image, id) {
-            Some(Object::Image(image)) => Some(image),
-            Some(Object::Instance(_) | Object::Task(_) | Object::Flavor(_)) | None => None,
-        }
+        let Some(Object::Image(image)) = self.get(Class::Image, id) else { return None };
+        Some(image)
     }
 
     /// A task as this batch leaves it.
     pub fn task(&self, id: Uuid) -> Option<Arc<Task>> {
-        match self.get(Class::Task, id) {
-            Some(Object::Task(task)) => Some(task),
-            Some(Object::Instance(_) | Object::Image(_) | Object::Flavor(_)) | None => None,
-        }
+        let Some(Object::Task(task)) = self.get(Class::Task, id) else { return None };
+        Some(task)
     }
 
     /// A flavor as this batch leaves it.
     pub fn flavor(&self, id: Uuid) -> Option<Arc<Flavor>> {
-        match self.get(Class::Flavor, id) {
-            Some(Object::Flavor(flavor)) => Some(flavor),
-            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => None,
-        }
+        let Some(Object::Flavor(flavor)) = self.get(Class::Flavor, id) else { return None };
+        Some(flavor)
+    }
+
+    /// A volume as this batch leaves it.
+    pub fn volume(&self, id: Uuid) -> Option<Arc<Volume>> {
+        let Some(Object::Volume(volume)) = self.get(Class::Volume, id) else { return None };
+        Some(volume)
+    }
+
+    /// An offer as this batch leaves it.
+    pub fn transfer(&self, id: Uuid) -> Option<Arc<Transfer>> {
+        let Some(Object::Transfer(transfer)) = self.get(Class::Transfer, id) else { return None };
+        Some(transfer)
     }
 
     /// Whether a flavor has this name, as this batch leaves it.
     pub fn has_flavor_named(&self, name: &str) -> bool {
-        let staged = self.staged.values().any(|object| match object {
-            Some(Object::Flavor(flavor)) => flavor.record.name == name,
-            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_)) | None => false,
-        });
+        let bears = |object: &Object| matches!(object, Object::Flavor(flavor) if flavor.record.name == name);
+        let staged = self.staged.values().flatten().any(bears);
         staged || self.inventory.flavor_named(name).is_some_and(|flavor| self.flavor(flavor.id).is_some())
     }
 

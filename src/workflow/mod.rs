@@ -40,8 +40,10 @@ pub mod request;
 mod seed;
 mod shelve;
 mod subject;
+mod transfer;
 mod turn;
 pub mod uptime;
+mod volume;
 
 pub use drafts_data::{DraftData, Writer};
 pub use engine::{Engine, Parts, Settings};

@@ -100,7 +100,14 @@ impl Judge<'_, '_> {
                 still_runs(task.record.state, task.record.draft)?;
                 name.push_str(&image.record.name);
             }
-            Some(Object::Task(_) | Object::Flavor(_)) | None => {
+            Some(Object::Volume(volume)) => {
+                let situation = volume.situation(caller, None);
+                crate::model::volume::access(situation.role)?;
+                still_runs(task.record.state, task.record.draft)?;
+                situation.check(Action::Change)?;
+                name.push_str(&volume.record.name);
+            }
+            Some(Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_)) | None => {
                 may_write(&task, caller)?;
                 still_runs(task.record.state, task.record.draft)?;
             }

@@ -9,11 +9,16 @@ use uuid::Uuid;
 use super::engine::Shared;
 use super::judge::running;
 use super::ledger::now;
-use crate::inventory::{Addresses, Flavor, Image, Instance, Object, RunningTask, Task, Update};
+use crate::inventory::{
+    Addresses, Backend, Flavor, Image, Instance, Object, RunningTask, Task, Transfer, Update, Volume,
+};
 use crate::model::Class;
+use crate::model::backend::BackendRecord;
 use crate::model::reason::Reason;
 use crate::model::record::{FlavorRecord, ImageRecord, InstanceRecord};
 use crate::model::task::{TaskRecord, TaskState};
+use crate::model::transfer::TransferRecord;
+use crate::model::volume::record::VolumeRecord;
 use crate::store::{Store, StoreError};
 
 /// Finished tasks are kept for so many seconds after their end.
@@ -47,6 +52,16 @@ pub fn load(store: &dyn Store) -> Result<Vec<Update>, StoreError> {
     for (id, record) in read::<FlavorRecord>(store, Class::Flavor)? {
         updates.push(Update::Put(Object::Flavor(Arc::new(Flavor { id, record }))));
     }
+    for (id, record) in read::<VolumeRecord>(store, Class::Volume)? {
+        let task = task_of(record.operation);
+        updates.push(Update::Put(Object::Volume(Arc::new(Volume { id, record, task }))));
+    }
+    for (id, record) in read::<TransferRecord>(store, Class::Transfer)? {
+        updates.push(Update::Put(Object::Transfer(Arc::new(Transfer { id, record }))));
+    }
+    for (id, record) in read::<BackendRecord>(store, Class::Backend)? {
+        updates.push(Update::Put(Object::Backend(Arc::new(Backend { id, record, capacity: None }))));
+    }
     updates.extend(tasks.into_iter().map(|task| Update::Put(Object::Task(task))));
     Ok(updates)
 }
@@ -68,12 +83,8 @@ pub(super) fn unfinished(shared: &Shared) -> Result<Vec<Arc<Task>>, StoreError> 
     let is_unfinished = |task: &Arc<Task>| !task.record.state.is_final() && task.record.draft.is_none();
     let tasks: Vec<_> = ledger.inventory().tasks().into_iter().filter(is_unfinished).collect();
     let (owners, orphans): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| {
-        let owner = match ledger.inventory().get(task.record.class, task.record.object) {
-            Some(Object::Instance(instance)) => instance.record.operation,
-            Some(Object::Image(image)) => image.record.operation,
-            Some(Object::Task(_) | Object::Flavor(_)) | None => None,
-        };
-        owner == Some(task.id)
+        let object = ledger.inventory().get(task.record.class, task.record.object);
+        object.and_then(|object| object.operation()) == Some(task.id)
     });
     ledger.transact(|batch| {
         for orphan in orphans {
@@ -124,7 +135,28 @@ pub(super) fn expire(shared: &Shared) {
                     image.record.last_task = None;
                     batch.put(Object::Image(Arc::new(image)));
                 }
-                Some(Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => {}
+                Some(Object::Volume(volume)) if volume.record.last_task == Some(task.id) => {
+                    let mut volume = (*volume).clone();
+                    volume.record.last_task = None;
+                    batch.put(Object::Volume(Arc::new(volume)));
+                }
+                Some(
+                    Object::Instance(_)
+                    | Object::Image(_)
+                    | Object::Task(_)
+                    | Object::Flavor(_)
+                    | Object::Volume(_)
+                    | Object::Transfer(_)
+                    | Object::Backend(_),
+                )
+                | None => {}
+            }
+            if let Some(instance) = task.record.instance.and_then(|id| batch.instance(id))
+                && instance.record.last_task == Some(task.id)
+            {
+                let mut instance = (*instance).clone();
+                instance.record.last_task = None;
+                batch.put(Object::Instance(Arc::new(instance)));
             }
         }
     });

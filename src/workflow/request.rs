@@ -8,6 +8,8 @@ use crate::model::change::{ImageChange, InstanceChange};
 use crate::model::flavor::FlavorChange;
 use crate::model::reason::Reason;
 use crate::model::task::Import;
+use crate::model::transfer::TransferChange;
+use crate::model::volume::change::VolumeChange;
 
 /// The file whose change sets are whole documents: what is wrong with one is said key by key.
 pub const DOCUMENT: &str = "spec.json";
@@ -51,6 +53,20 @@ pub enum Request {
         /// The change set.
         changes: Vec<FlavorChange>,
     },
+    /// Change a volume likewise.
+    Volume {
+        /// Which.
+        id: Uuid,
+        /// The change set.
+        changes: Vec<VolumeChange>,
+    },
+    /// Take an offer, or take it back.
+    Transfer {
+        /// Which.
+        id: Uuid,
+        /// What.
+        change: TransferChange,
+    },
     /// Tell a user's own task to import an image.
     Import {
         /// The task.
@@ -76,7 +92,7 @@ pub enum Request {
     },
     /// mkdir: a new draft of this uuid, owned by the caller.
     MakeDraft {
-        /// Instance, image or task.
+        /// Instance, image, volume or task.
         class: Class,
         /// The uuid that the client chose.
         id: Uuid,
@@ -89,7 +105,7 @@ pub enum Request {
     },
     /// rmdir: discard a draft into which no write ever succeeded; anything else is `ENOTEMPTY`.
     DiscardUnwritten {
-        /// Instance, image, flavor or task.
+        /// Instance, image, volume, flavor or task.
         class: Class,
         /// Which.
         id: Uuid,
@@ -103,6 +119,8 @@ impl Request {
             Request::Instance { id, .. } | Request::DefineAgain { id } => Some((Class::Instance, *id)),
             Request::Image { id, .. } => Some((Class::Image, *id)),
             Request::Flavor { id, .. } => Some((Class::Flavor, *id)),
+            Request::Volume { id, .. } => Some((Class::Volume, *id)),
+            Request::Transfer { id, .. } => Some((Class::Transfer, *id)),
             Request::Import { id, .. } => Some((Class::Task, *id)),
             Request::Cancel { class, object, .. } => Some((*class, *object)),
             Request::DiscardUnwritten { class, id } => Some((*class, *id)),

@@ -43,11 +43,11 @@ pub(super) trait Subject: Clone {
     /// The place of a change within a change set.
     fn rank(change: &Self::Change) -> u8;
     /// Whether a change is allowed, and what it takes.
-    fn judge(&self, caller: &Caller, unreachable: Option<&str>, change: &Self::Change) -> Result<Effect, Reason>;
+    fn judge(&self, judge: &Judge<'_, '_>, caller: &Caller, change: &Self::Change) -> Result<Effect, Reason>;
     /// Tells of a change before it is made.
     fn describe(&self, change: &Self::Change) -> Words;
     /// Writes an attribute that is nothing but a record.
-    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &Self::Change) -> Result<(), Reason>;
+    fn record(&mut self, judge: &mut Judge<'_, '_>, caller: &Caller, change: &Self::Change) -> Result<(), Reason>;
     /// What is left in the record.
     fn traces(&mut self) -> Traces<'_>;
     /// What runs on it.
@@ -90,15 +90,16 @@ impl Subject for Instance {
         rank(change)
     }
 
-    fn judge(&self, caller: &Caller, unreachable: Option<&str>, change: &InstanceChange) -> Result<Effect, Reason> {
-        judge_instance(&self.situation(caller, unreachable), &self.record, Instance::name(self), change)
+    fn judge(&self, judge: &Judge<'_, '_>, caller: &Caller, change: &InstanceChange) -> Result<Effect, Reason> {
+        let situation = self.situation(caller, judge.unreachable.as_deref());
+        judge_instance(&situation, &self.record, Instance::name(self), change)
     }
 
     fn describe(&self, change: &InstanceChange) -> Words {
         apply::describe_instance(self, change)
     }
 
-    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &InstanceChange) -> Result<(), Reason> {
+    fn record(&mut self, judge: &mut Judge<'_, '_>, caller: &Caller, change: &InstanceChange) -> Result<(), Reason> {
         judge.record_instance(self, caller, change)
     }
 
@@ -154,7 +155,7 @@ impl Subject for Image {
         u8::from(matches!(change, ImageChange::State(_)))
     }
 
-    fn judge(&self, caller: &Caller, _unreachable: Option<&str>, change: &ImageChange) -> Result<Effect, Reason> {
+    fn judge(&self, _judge: &Judge<'_, '_>, caller: &Caller, change: &ImageChange) -> Result<Effect, Reason> {
         judge_image(&self.situation(caller), &self.record, change)
     }
 
@@ -162,7 +163,7 @@ impl Subject for Image {
         apply::describe_image(self, change)
     }
 
-    fn record(&mut self, judge: &Judge<'_, '_>, caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
+    fn record(&mut self, judge: &mut Judge<'_, '_>, caller: &Caller, change: &ImageChange) -> Result<(), Reason> {
         judge.record_image(self, caller, change)
     }
 
@@ -220,7 +221,7 @@ impl Subject for Flavor {
         u8::from(matches!(change, FlavorChange::State(_)))
     }
 
-    fn judge(&self, caller: &Caller, _unreachable: Option<&str>, change: &FlavorChange) -> Result<Effect, Reason> {
+    fn judge(&self, _judge: &Judge<'_, '_>, caller: &Caller, change: &FlavorChange) -> Result<Effect, Reason> {
         flavor::judge(&self.record, caller.role(&self.record.ownership), change)
     }
 
@@ -228,7 +229,7 @@ impl Subject for Flavor {
         apply::describe_flavor(self, change)
     }
 
-    fn record(&mut self, _judge: &Judge<'_, '_>, _caller: &Caller, change: &FlavorChange) -> Result<(), Reason> {
+    fn record(&mut self, _judge: &mut Judge<'_, '_>, _caller: &Caller, change: &FlavorChange) -> Result<(), Reason> {
         apply::record_flavor(self, change);
         Ok(())
     }

@@ -319,6 +319,8 @@ impl EngineThread {
             Request::Instance { .. }
             | Request::Image { .. }
             | Request::Flavor { .. }
+            | Request::Volume { .. }
+            | Request::Transfer { .. }
             | Request::Import { .. }
             | Request::DefineAgain { .. }
             | Request::MakeFlavor { .. }

@@ -367,11 +367,9 @@ impl Fake {
     fn effect(&self, change: &Change) -> Effect {
         match change {
             Change::Moved(Class::Task, id) => self.effects.lock().get(id).cloned().unwrap_or_default(),
-            Change::Object { .. }
-            | Change::Moved(Class::Instance | Class::Image | Class::Flavor, _)
-            | Change::Health
-            | Change::Events(_)
-            | Change::Console(..) => Default::default(),
+            Change::Object { .. } | Change::Moved(_, _) | Change::Health | Change::Events(_) | Change::Console(..) => {
+                Default::default()
+            }
         }
     }
 }

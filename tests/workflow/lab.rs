@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
+use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
 use instancefs::image::import::Policy;
@@ -20,6 +21,7 @@ use instancefs::model::image::Format;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::reason::Reason;
 use instancefs::model::record::ImageRecord;
+use instancefs::model::volume::change::VolumeChange;
 use instancefs::store::Store;
 use instancefs::store::sqlite::SqliteStore;
 use instancefs::workflow::events::EventLog;
@@ -32,6 +34,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use crate::volume_files::VolumeFiles;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// How long the bin keeps.
@@ -51,9 +55,9 @@ pub fn bob() -> Caller {
 }
 
 /// Disks that remember who made them, each a small file, and fail on demand.
-#[derive(Default)]
 pub struct Disks {
     files: Files,
+    pub volumes: VolumeFiles,
     pub disks: Mutex<BTreeMap<String, Uuid>>,
     /// The documents on seeds, by reference.
     pub seeds: Mutex<BTreeMap<String, String>>,
@@ -64,6 +68,25 @@ pub struct Disks {
     pub create_fails: Mutex<Option<String>>,
     pub remove_fails: Mutex<bool>,
     pub open_fails: Mutex<Option<DiskRole>>,
+}
+
+impl Default for Disks {
+    fn default() -> Disks {
+        let files = Files::default();
+        let volumes = VolumeFiles::new(files.0.path().join("volumes"));
+        Disks {
+            files,
+            volumes,
+            disks: Mutex::default(),
+            seeds: Mutex::default(),
+            grown: Mutex::default(),
+            seed_fails: Mutex::default(),
+            grow_fails: Mutex::default(),
+            create_fails: Mutex::default(),
+            remove_fails: Mutex::default(),
+            open_fails: Mutex::default(),
+        }
+    }
 }
 
 /// Where the files lie.
@@ -169,6 +192,38 @@ impl BlockBackend for Disks {
             }
             Some(_) => Err(BlockError::NotOurs(record.reference.clone())),
         }
+    }
+
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
+        self.volumes.plan(self.name(), new)
+    }
+
+    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+        self.volumes.create(self.name(), new)
+    }
+
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
+        self.volumes.remove(record)
+    }
+
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<(), BlockError> {
+        self.volumes.grow(data, size_bytes)
+    }
+
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        self.volumes.examine(data)
+    }
+
+    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+        self.volumes.adopt(self.name(), reference)
+    }
+
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        self.volumes.source(data)
+    }
+
+    fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
+        Ok(None)
     }
 
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
@@ -426,6 +481,10 @@ impl Life<'_> {
 
     pub fn change_image(&self, caller: &Caller, id: Uuid, change: ImageChange) -> Result<(), Reason> {
         self.ask(caller, Request::Image { id, changes: vec![change] })
+    }
+
+    pub fn change_volume(&self, caller: &Caller, id: Uuid, change: VolumeChange) -> Result<(), Reason> {
+        self.ask(caller, Request::Volume { id, changes: vec![change] })
     }
 
     pub fn state(&self, id: Uuid, state: State) -> Result<(), Reason> {

@@ -14,3 +14,5 @@ mod reconfigure;
 mod requests;
 mod rig;
 mod shelve;
+mod volume_files;
+mod volumes;

@@ -114,8 +114,8 @@ fn classes() -> impl Iterator<Item = Class> {
 /// Whether `summary/` tells of a class.
 pub fn is_summarised(class: Class) -> bool {
     match class {
-        Class::Instance | Class::Image => true,
-        Class::Task | Class::Flavor => false,
+        Class::Instance | Class::Image | Class::Volume => true,
+        Class::Task | Class::Flavor | Class::Transfer | Class::Backend => false,
     }
 }
 

@@ -27,10 +27,10 @@ impl Reconciler {
             }
             for change in batch.iter() {
                 match change {
-                    Change::Object { old, new: Some(Object::Instance(new)) } => match old {
-                        Some(Object::Instance(old)) => self.follow(Some(old), new),
-                        Some(Object::Image(_) | Object::Task(_) | Object::Flavor(_)) | None => self.follow(None, new),
-                    },
+                    Change::Object { old: Some(Object::Instance(old)), new: Some(Object::Instance(new)) } => {
+                        self.follow(Some(old), new);
+                    }
+                    Change::Object { old: _, new: Some(Object::Instance(new)) } => self.follow(None, new),
                     Change::Object { old: Some(Object::Instance(old)), new: None } => {
                         self.reboots.lock().remove(&old.id);
                         if let Some(console) = &self.console {

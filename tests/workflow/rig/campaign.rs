@@ -17,6 +17,7 @@ use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::instance::Word;
 use instancefs::model::reason::Reason;
 use instancefs::model::task::TaskState;
+use instancefs::model::volume::change::VolumeChange;
 use instancefs::store::power_loss::Moment;
 use instancefs::workflow::Engine;
 use instancefs::workflow::request::{Request, Submission, Wait};
@@ -41,6 +42,8 @@ const SHOWN: Duration = Duration::from_secs(5);
 pub enum Asked {
     Instance(Vec<InstanceChange>),
     Image(Vec<ImageChange>),
+    #[expect(dead_code, reason = "their operations are not built yet")]
+    Volume(Vec<VolumeChange>),
 }
 
 impl Asked {
@@ -48,6 +51,7 @@ impl Asked {
         match self {
             Asked::Instance(_) => Class::Instance,
             Asked::Image(_) => Class::Image,
+            Asked::Volume(_) => Class::Volume,
         }
     }
 
@@ -55,6 +59,7 @@ impl Asked {
         match self {
             Asked::Instance(changes) => Request::Instance { id, changes: changes.clone() },
             Asked::Image(changes) => Request::Image { id, changes: changes.clone() },
+            Asked::Volume(changes) => Request::Volume { id, changes: changes.clone() },
         }
     }
 }
@@ -247,7 +252,8 @@ fn disturbed<T>(
 fn is_idle(life: &Life<'_>, class: Class, id: Uuid) -> bool {
     match class {
         Class::Image => life.inventory.image(id).is_none_or(|image| image.task.is_none()),
-        Class::Instance | Class::Task | Class::Flavor => {
+        Class::Volume => life.inventory.volume(id).is_none_or(|volume| volume.task.is_none()),
+        Class::Instance | Class::Task | Class::Flavor | Class::Transfer | Class::Backend => {
             life.inventory.instance(id).is_none_or(|instance| instance.task.is_none())
         }
     }
@@ -355,7 +361,8 @@ fn judge(
     assert!(mine <= 1 || !matches!(point.first.first(), Some((_, Disturbance::Others))), "two operations: {tasks:?}");
     let errors = match class {
         Class::Image => life.inventory.image(bed.id).map(|image| image.record.errors.clone()),
-        Class::Instance | Class::Task | Class::Flavor => {
+        Class::Volume => life.inventory.volume(bed.id).map(|volume| volume.record.errors.clone()),
+        Class::Instance | Class::Task | Class::Flavor | Class::Transfer | Class::Backend => {
             life.inventory.instance(bed.id).map(|instance| instance.record.errors.clone())
         }
     };

@@ -7,10 +7,13 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
+use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
 use instancefs::model::image::Format;
 use instancefs::store::{Change, Committed, Compare, Record, Revision, Store, StoreError};
 use parking_lot::Mutex;
 use uuid::Uuid;
+
+use crate::volume_files::VolumeFiles;
 
 #[derive(Default)]
 struct Records {
@@ -77,13 +80,15 @@ impl Store for MemoryStore {
 pub struct FileDisks {
     directory: PathBuf,
     made_by: Mutex<BTreeMap<String, Uuid>>,
+    volumes: VolumeFiles,
 }
 
 const BACKEND: &str = "files";
 
 impl FileDisks {
     pub fn new(directory: PathBuf) -> FileDisks {
-        FileDisks { directory, made_by: Mutex::default() }
+        let volumes = VolumeFiles::new(directory.with_file_name("volumes"));
+        FileDisks { directory, made_by: Mutex::default(), volumes }
     }
 
     /// The operation that made a disk, if it is there.
@@ -209,6 +214,38 @@ impl BlockBackend for FileDisks {
             let _others_are_there = fs::remove_dir(path.parent().expect("a directory"));
         }
         Ok(())
+    }
+
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
+        self.volumes.plan(self.name(), new)
+    }
+
+    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+        self.volumes.create(self.name(), new)
+    }
+
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
+        self.volumes.remove(record)
+    }
+
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<(), BlockError> {
+        self.volumes.grow(data, size_bytes)
+    }
+
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        self.volumes.examine(data)
+    }
+
+    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+        self.volumes.adopt(self.name(), reference)
+    }
+
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        self.volumes.source(data)
+    }
+
+    fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
+        Ok(None)
     }
 
     fn capacity(&self) -> Result<(u64, u64), BlockError> {

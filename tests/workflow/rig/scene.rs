@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use instancefs::inventory::{Image, Instance, Object};
+use instancefs::inventory::{Image, Instance, Object, Volume};
 use instancefs::model::Class;
 use instancefs::model::task::TaskState;
 use serde_json::{Value, json};
@@ -63,7 +63,10 @@ impl Scene {
                 (instance.observed().state.word().to_owned(), instance_record(&instance))
             }
             Some(Object::Image(image)) => (image.state().word().to_owned(), image_record(&image)),
-            Some(Object::Task(_) | Object::Flavor(_)) | None => ("gone".to_owned(), String::new()),
+            Some(Object::Volume(volume)) => (volume.record.state().word().to_owned(), volume_record(&volume)),
+            Some(Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_)) | None => {
+                ("gone".to_owned(), String::new())
+            }
         };
         let mut files = BTreeMap::new();
         walk(life.world.directory.path(), "", &mut files);
@@ -149,6 +152,28 @@ fn image_record(image: &Image) -> String {
         record.virtual_size_bytes,
         record.sha512,
         image.data_bytes
+    )
+}
+
+fn volume_record(volume: &Volume) -> String {
+    let record = &volume.record;
+    let snapshots: Vec<_> = record
+        .snapshots
+        .iter()
+        .map(|(name, entry)| (name, entry.value.data.is_some(), entry.value.size_bytes))
+        .collect();
+    let attachments: Vec<_> = record.attached_to().map(|(id, attachment)| (id, &attachment.device)).collect();
+    format!(
+        "{:?} draft {} {} bytes, {:?}, data {}, attached {attachments:?}, local {}, snapshots {snapshots:?}, fault {:?}, \
+         bin {:?}",
+        record.name,
+        record.draft.is_some(),
+        record.size_bytes,
+        record.disk_format,
+        record.data.is_some(),
+        record.local.is_some(),
+        record.fault,
+        record.bin.as_ref().map(|entry| entry.expiry.is_some()),
     )
 }
 
@@ -263,13 +288,17 @@ pub fn errors_agree(life: &Life<'_>) {
     for object in life.inventory.images().into_iter().map(Object::Image) {
         agree(life, &object);
     }
+    for object in life.inventory.volumes().into_iter().map(Object::Volume) {
+        agree(life, &object);
+    }
 }
 
 fn agree(life: &Life<'_>, object: &Object) {
     let task = match object {
         Object::Instance(instance) => instance.record.last_task,
         Object::Image(image) => image.record.last_task,
-        Object::Task(_) | Object::Flavor(_) => None,
+        Object::Volume(volume) => volume.record.last_task,
+        Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => None,
     };
     let Some(task) = task.and_then(|task| life.inventory.task(task)) else { return };
     let error = object.errors().and_then(|errors| errors.last());

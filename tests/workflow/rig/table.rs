@@ -4,6 +4,7 @@ use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::Operation;
+use instancefs::model::volume::VolumeOperation;
 use uuid::Uuid;
 
 use super::campaign::{Asked, Case, STOP_TIMEOUT, campaign, guests_write};
@@ -123,6 +124,15 @@ table! {
         settles: false,
         ..case(offloaded, [to(State::Active)], ("shelved_offloaded", "active"), (0, 2))
     }];
+    volume_create: Operation::Volume(VolumeOperation::Create) => [];
+    volume_extend: Operation::Volume(VolumeOperation::Extend { .. }) => [];
+    volume_attach: Operation::Volume(VolumeOperation::Attach { .. }) => [];
+    volume_detach: Operation::Volume(VolumeOperation::Detach { .. }) => [];
+    volume_attach_locally: Operation::Volume(VolumeOperation::AttachLocally) => [];
+    volume_detach_locally: Operation::Volume(VolumeOperation::DetachLocally) => [];
+    volume_take_snapshot: Operation::Volume(VolumeOperation::TakeSnapshot { .. }) => [];
+    volume_delete_snapshot: Operation::Volume(VolumeOperation::DeleteSnapshot { .. }) => [];
+    volume_examine: Operation::Volume(VolumeOperation::Examine) => [];
     define_again: Operation::DefineAgain => [case(undefined, [to(State::Stopped)], ("error", "stopped"), (1, 1))];
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, FillFile, NewDisk, NewSeed};
+use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
 use instancefs::hypervisor::definition::Profile;
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{
@@ -218,6 +219,30 @@ impl BlockBackend for WiredBlock {
     }
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
         self.call("remove", || self.inner.remove(record))
+    }
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
+        self.inner.plan_data(new)
+    }
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+        self.call("create_data", || self.inner.create_data(new, watch))
+    }
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
+        self.call("remove_data", || self.inner.remove_data(record))
+    }
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<(), BlockError> {
+        self.call("grow_data", || self.inner.grow_data(data, size_bytes, in_use))
+    }
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        self.call("examine", || self.inner.examine(data))
+    }
+    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+        self.call("adopt", || self.inner.adopt(reference))
+    }
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        self.inner.source(data)
+    }
+    fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
+        self.call("holder", || self.inner.holder(data))
     }
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
         self.inner.capacity()

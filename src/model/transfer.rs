@@ -1,0 +1,94 @@
+//! Offers of a volume to somebody else.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::caller::{Caller, Ownership};
+use super::record::ErrorHistory;
+
+/// The order is only ever appended to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Offered.
+    Pending,
+    /// Somebody took it.
+    Accepted,
+    /// Taken back.
+    Cancelled,
+    /// Nobody took it in time.
+    Expired,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 4] = [State::Pending, State::Accepted, State::Cancelled, State::Expired];
+
+    /// The content of `state`.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Pending => "pending",
+            State::Accepted => "accepted",
+            State::Cancelled => "cancelled",
+            State::Expired => "expired",
+        }
+    }
+}
+
+/// Who alone may take an offer, without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recipient {
+    /// A user id.
+    User(u32),
+    /// The members of a group, by its id.
+    Group(u32),
+}
+
+impl Recipient {
+    /// Whether this is he.
+    pub fn is(self, caller: &Caller) -> bool {
+        match self {
+            Recipient::User(uid) => caller.uid == uid,
+            Recipient::Group(gid) => caller.in_group(gid),
+        }
+    }
+}
+
+/// An offer, under `transfers/<uuid>`. It stays for a while after its end, to say how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferRecord {
+    /// The number behind its inodes; never reused.
+    pub number: u64,
+    /// The name, not unique.
+    pub name: String,
+    /// The volume.
+    pub volume: Uuid,
+    /// Whose the volume was when it was offered.
+    pub ownership: Ownership,
+    /// Who alone may take it.
+    pub recipient: Option<Recipient>,
+    /// Random bytes, hexadecimal, that are hashed with the key.
+    pub salt: String,
+    /// SHA-256 of salt and key, hexadecimal. The key itself is stored nowhere.
+    pub key_hash: String,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// How it stands.
+    pub state: State,
+    /// Unix seconds of its end.
+    pub ended_at: Option<u64>,
+    /// Refusals.
+    pub errors: ErrorHistory,
+}
+
+/// What can be written to an offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransferChange {
+    /// `accept`: the key, or `1` of a named recipient.
+    Accept(String),
+    /// `cancelled` written to `state`.
+    Cancel,
+}

@@ -1,0 +1,133 @@
+//! The volumes' part of a block backend for tests: each volume is a small file that says what it is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use instancefs::block::{
+    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeData,
+};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+/// See the module.
+pub struct VolumeFiles {
+    pub directory: PathBuf,
+    /// Who made what, by reference.
+    pub made_by: Mutex<BTreeMap<String, Uuid>>,
+    /// Why growing fails, if it is to.
+    pub grow_fails: Mutex<bool>,
+}
+
+impl VolumeFiles {
+    pub fn new(directory: PathBuf) -> VolumeFiles {
+        VolumeFiles { directory, made_by: Mutex::default(), grow_fails: Mutex::default() }
+    }
+
+    pub fn plan(&self, backend: &str, new: &NewData<'_>) -> DataRecord {
+        let name = new.snapshot.map_or("data".to_owned(), |snapshot| snapshot.to_string());
+        DataRecord {
+            backend: backend.to_owned(),
+            reference: format!("{}/{name}", new.volume),
+            operation: new.operation,
+            format: new.format.unwrap_or(Format::Raw),
+        }
+    }
+
+    pub fn create(&self, backend: &str, new: &NewData<'_>) -> Result<DataRecord, BlockError> {
+        let record = self.plan(backend, new);
+        match self.made_by.lock().get(&record.reference) {
+            Some(operation) if *operation == record.operation => return Ok(record),
+            Some(_) => return Err(BlockError::Exists(record.reference)),
+            None => {}
+        }
+        let content = match new.source {
+            Source::Empty => String::new(),
+            Source::Image(path, _) => format!("from {}\n", path.display()),
+            Source::Volume(data) => self.rest(&self.path(data))?,
+            Source::Snapshot(data) => self.rest(&self.directory.join(&data.reference))?,
+        };
+        let path = self.directory.join(&record.reference);
+        fs::create_dir_all(path.parent().expect("a directory")).map_err(failed)?;
+        let text = format!("size {} {}\n{content}", new.size_bytes, record.format.word());
+        self.made_by.lock().insert(record.reference.clone(), record.operation);
+        fs::write(path, text).map_err(failed)?;
+        Ok(record)
+    }
+
+    pub fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
+        let made_by = self.made_by.lock().get(&record.reference).copied();
+        match made_by {
+            None => Ok(()),
+            Some(operation) if operation == record.operation => {
+                let path = self.directory.join(&record.reference);
+                fs::remove_file(&path).map_err(failed)?;
+                self.made_by.lock().remove(&record.reference);
+                let _others_are_there = fs::remove_dir(path.parent().expect("a directory"));
+                Ok(())
+            }
+            Some(_) => Err(BlockError::NotOurs(record.reference.clone())),
+        }
+    }
+
+    pub fn grow(&self, data: &VolumeData, size_bytes: u64) -> Result<(), BlockError> {
+        if *self.grow_fails.lock() {
+            return Err(BlockError::NoSpace("the volumes' place".to_owned()));
+        }
+        let present = self.examine(data)?;
+        let path = self.path(data);
+        let rest = self.rest(&path)?;
+        let size = size_bytes.max(present.size_bytes);
+        fs::write(&path, format!("size {size} {}\n{rest}", present.format.word())).map_err(failed)
+    }
+
+    pub fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        if let VolumeData::Ours(record) = data
+            && self.made_by.lock().get(&record.reference) != Some(&record.operation)
+        {
+            return Err(BlockError::Missing(format!("volume {}", record.reference)));
+        }
+        let path = self.path(data);
+        let text = fs::read_to_string(&path).map_err(|_| BlockError::Missing(format!("volume {}", path.display())))?;
+        let mut words = text.split_ascii_whitespace().skip(1);
+        let size_bytes = words.next().and_then(|size| size.parse().ok());
+        let format = if words.next() == Some("qcow2") { Format::Qcow2 } else { Format::Raw };
+        let size_bytes = size_bytes.ok_or_else(|| BlockError::Damaged(format!("{} says no size", path.display())))?;
+        Ok(Examined { size_bytes, format })
+    }
+
+    pub fn adopt(&self, backend: &str, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+        use std::os::unix::fs::MetadataExt;
+        let path = self.directory.join(reference);
+        let metadata = fs::metadata(&path).map_err(|_| BlockError::Missing(format!("file {}", path.display())))?;
+        let existing = ExistingData {
+            backend: backend.to_owned(),
+            reference: path.display().to_string(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        };
+        let examined = self.examine(&VolumeData::Existing(existing.clone()))?;
+        Ok((existing, examined))
+    }
+
+    pub fn source(&self, data: &VolumeData) -> DiskSource {
+        DiskSource::File(self.path(data))
+    }
+
+    fn path(&self, data: &VolumeData) -> PathBuf {
+        match data {
+            VolumeData::Ours(record) => self.directory.join(&record.reference),
+            VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
+        }
+    }
+
+    /// What follows the first line.
+    fn rest(&self, path: &std::path::Path) -> Result<String, BlockError> {
+        let text = fs::read_to_string(path).map_err(failed)?;
+        Ok(text.split_once('\n').map(|(_, rest)| rest.to_owned()).unwrap_or_default())
+    }
+}
+
+fn failed(error: std::io::Error) -> BlockError {
+    BlockError::Failed(error.to_string())
+}
