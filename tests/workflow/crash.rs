@@ -1,4 +1,5 @@
-//! The power goes at each commit of each operation, and again at each commit of the recovery.
+//! The power goes at each commit, and again at each commit of the recovery, on SQLite: of a boot, and of operations that
+//! fail beside it. What every operation does without that is enumerated in [`crate::rig`].
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -153,26 +154,6 @@ fn booting_in_vain() {
     });
 }
 
-#[test]
-fn booting_with_a_seed() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = life.draft_with_image();
-            life.tell(id, "#cloud-config");
-            life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
-            id
-        },
-        changes: vec![to(State::Active)],
-        check: |life, id| match life.observed(id) {
-            State::Active => {
-                assert_eq!((life.world.disk_count(), boots(life.world, id)), (2, 1));
-                assert!(life.world.domain(id).unwrap().autostart);
-            }
-            _ => is_draft_without_traces(life, id),
-        },
-    });
-}
-
 fn new_hardware() -> Vec<InstanceChange> {
     vec![
         InstanceChange::Vcpus(3),
@@ -204,19 +185,6 @@ fn all_or_nothing(life: &Life<'_>, id: Uuid) -> bool {
 }
 
 #[test]
-fn reconfiguring_and_starting() {
-    everywhere(&Case {
-        setup: |life| life.stopped(),
-        changes: new_hardware().into_iter().chain([to(State::Active)]).collect(),
-        check: |life, id| {
-            let done = all_or_nothing(life, id);
-            assert_eq!(life.observed(id), if done { State::Active } else { State::Stopped });
-            assert!(boots(life.world, id) <= 1);
-        },
-    });
-}
-
-#[test]
 fn reconfiguring_in_vain() {
     everywhere(&Case {
         setup: |life| {
@@ -225,18 +193,6 @@ fn reconfiguring_in_vain() {
         },
         changes: new_hardware(),
         check: |life, id| assert!(!all_or_nothing(life, id), "half of it is left"),
-    });
-}
-
-#[test]
-fn defining() {
-    everywhere(&Case {
-        setup: |life| life.draft_with_image(),
-        changes: vec![to(State::Stopped)],
-        check: |life, id| match life.observed(id) {
-            State::Stopped => assert_eq!((life.world.disk_count(), life.world.calls("start")), (1, 0)),
-            _ => is_draft_without_traces(life, id),
-        },
     });
 }
 
@@ -256,26 +212,6 @@ fn done_or_back(life: &Life<'_>, id: Uuid, from: State, to: State) {
     if done.number != life.inventory.tasks().iter().map(|task| task.record.number).min().unwrap() {
         assert_eq!((done.state, state), (TaskState::Success, to));
     }
-}
-
-#[test]
-fn defining_again() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = life.stopped();
-            until("its definition is known", || life.instance(id).record.definition.is_some());
-            life.world.control(json!({ "do": "undefine", "uuid": id }));
-            until("it is seen to be gone", || life.instance(id).domain.is_none());
-            id
-        },
-        changes: vec![to(State::Stopped)],
-        check: |life, id| {
-            let is_there = life.world.domain(id).is_some();
-            done_or_back(life, id, State::Error, State::Stopped);
-            assert_eq!(life.observed(id), if is_there { State::Stopped } else { State::Error });
-            assert_eq!(life.instance(id).observed().reason, "undefined_outside");
-        },
-    });
 }
 
 /// The file of its own disk.
@@ -313,41 +249,6 @@ fn defining_again_with_a_disk_that_was_removed() {
 }
 
 #[test]
-fn starting() {
-    everywhere(&Case {
-        setup: |life| life.stopped(),
-        changes: vec![to(State::Active)],
-        check: |life, id| {
-            done_or_back(life, id, State::Stopped, State::Active);
-            assert!(boots(life.world, id) <= 1);
-        },
-    });
-}
-
-#[test]
-fn stopping() {
-    everywhere(&Case {
-        setup: |life| life.active(),
-        changes: vec![to(State::Stopped)],
-        check: |life, id| done_or_back(life, id, State::Active, State::Stopped),
-    });
-}
-
-#[test]
-fn pausing_and_suspending() {
-    for state in [State::Paused, State::Suspended] {
-        everywhere(&Case {
-            setup: |life| life.active(),
-            changes: vec![to(state)],
-            check: |life, id| match life.observed(id) {
-                State::Suspended => done_or_back(life, id, State::Active, State::Suspended),
-                _ => done_or_back(life, id, State::Active, State::Paused),
-            },
-        });
-    }
-}
-
-#[test]
 fn resuming_keeps_the_saved_memory() {
     everywhere(&Case {
         setup: |life| {
@@ -359,20 +260,6 @@ fn resuming_keeps_the_saved_memory() {
         check: |life, id| {
             assert!([State::Suspended, State::Active].contains(&life.observed(id)));
             assert_eq!(boots(life.world, id), 1);
-        },
-    });
-}
-
-#[test]
-fn renaming() {
-    everywhere(&Case {
-        setup: |life| life.stopped(),
-        changes: vec![InstanceChange::Name("web".to_owned())],
-        check: |life, id| {
-            let instance = life.instance(id);
-            assert_eq!(life.world.domain(id).unwrap().name, instance.name());
-            assert_eq!(instance.record.name, instance.name());
-            assert!([id.to_string().as_str(), "web"].contains(&instance.name()));
         },
     });
 }
@@ -428,25 +315,6 @@ fn is_put_away(life: &Life<'_>, id: Uuid) {
 }
 
 #[test]
-fn shelving() {
-    everywhere(&Case {
-        setup: with_seed,
-        changes: vec![to(State::ShelvedOffloaded)],
-        check: |life, id| match life.observed(id) {
-            State::Active => {
-                was_never_shelved(life, id);
-                assert_eq!(boots(life.world, id), 1);
-            }
-            _ => {
-                assert_eq!(life.observed(id), State::ShelvedOffloaded);
-                is_put_away(life, id);
-                assert_eq!(life.last_task(id).record.state, TaskState::Success);
-            }
-        },
-    });
-}
-
-#[test]
 fn shelving_in_vain_at_the_second_disk_leaves_no_copy() {
     everywhere(&Case {
         setup: |life| {
@@ -456,40 +324,6 @@ fn shelving_in_vain_at_the_second_disk_leaves_no_copy() {
         },
         changes: vec![to(State::Shelved)],
         check: was_never_shelved,
-    });
-}
-
-#[test]
-fn offloading() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = with_seed(life);
-            life.state(id, State::Shelved).unwrap();
-            id
-        },
-        changes: vec![to(State::ShelvedOffloaded)],
-        check: is_put_away,
-    });
-}
-
-#[test]
-fn unshelving() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = with_seed(life);
-            life.state(id, State::ShelvedOffloaded).unwrap();
-            id
-        },
-        changes: vec![to(State::Active)],
-        check: |life, id| match life.observed(id) {
-            State::ShelvedOffloaded => is_put_away(life, id),
-            state => {
-                has_its_disks(life, id);
-                assert!(life.world.domain(id).unwrap().autostart);
-                assert_eq!((state, boots(life.world, id)), (State::Active, 2));
-                assert_eq!(life.world.shelf().len(), 2);
-            }
-        },
     });
 }
 
@@ -528,26 +362,6 @@ fn shelving_again_replaces_the_copies() {
                 assert_eq!(life.world.shelf().len(), 2);
             }
             _ => is_put_away(life, id),
-        },
-    });
-}
-
-#[test]
-fn discarding() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = life.draft_with_image();
-            life.world.fail("start");
-            life.world.control(json!({ "do": "fault", "call": "undefine", "mode": "fail" }));
-            life.state(id, State::Active).unwrap_err();
-            life.world.control(json!({ "do": "release" }));
-            assert_eq!(life.world.disk_count(), 1);
-            id
-        },
-        changes: vec![InstanceChange::State(Word::Deleted)],
-        check: |life, id| match life.inventory.instance(id) {
-            Some(instance) => assert_eq!((instance.observed().state, life.world.disk_count()), (State::Draft, 1)),
-            None => assert_eq!((life.world.domain(id), life.world.disk_count()), (None, 0)),
         },
     });
 }
@@ -612,44 +426,6 @@ fn binned(life: &Life<'_>) -> Uuid {
 }
 
 #[test]
-fn soft_deleting() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = life.active();
-            life.change(&alice(), id, InstanceChange::Autostart(true)).unwrap();
-            id
-        },
-        changes: vec![to(State::SoftDeleted)],
-        check: |life, id| {
-            let (domain, record) = (life.world.domain(id).unwrap(), &life.instance(id).record);
-            assert_eq!(life.world.disk_count(), 1);
-            match &record.bin {
-                Some(bin) => {
-                    assert_eq!((bin.state, bin.is_settled, record.autostart), (State::Active, true, true));
-                    assert_eq!((domain.power.is_on(), domain.autostart), (false, false));
-                }
-                None => assert_eq!((life.observed(id), domain.autostart), (State::Active, true)),
-            }
-        },
-    });
-}
-
-#[test]
-fn restoring() {
-    everywhere(&Case {
-        setup: binned,
-        changes: vec![InstanceChange::Restore],
-        check: |life, id| {
-            let domain = life.world.domain(id).unwrap();
-            let expected = if is_binned(life, id) { (false, false) } else { (true, true) };
-            assert_eq!((domain.power.is_on(), domain.autostart), expected);
-            assert_eq!(life.world.disk_count(), 1);
-            assert!(boots(life.world, id) <= 2);
-        },
-    });
-}
-
-#[test]
 fn restoring_in_vain() {
     everywhere(&Case {
         setup: |life| {
@@ -665,28 +441,6 @@ fn restoring_in_vain() {
                 assert_eq!(life.observed(id), State::Stopped);
                 assert!(life.last_error(id).is_some());
             }
-        },
-    });
-}
-
-#[test]
-fn deleting_for_good() {
-    everywhere(&Case {
-        setup: |life| {
-            let id = life.draft_with_image();
-            life.tell(id, "#cloud-config");
-            life.state(id, State::Stopped).unwrap();
-            life.state(id, State::SoftDeleted).unwrap();
-            life.wait_idle(id);
-            id
-        },
-        changes: vec![InstanceChange::State(Word::Deleted)],
-        check: |life, id| match life.inventory.instance(id) {
-            Some(_) => {
-                assert!(is_binned(life, id) && life.world.domain(id).is_some());
-                assert_eq!(life.world.disk_count(), 2, "half of it is gone, and nobody goes on");
-            }
-            None => assert_eq!((life.world.domain(id), life.world.disk_count()), (None, 0)),
         },
     });
 }
