@@ -311,6 +311,11 @@ impl Draft {
         self.file.sync_all()
     }
 
+    /// Frees the space of a file that has no name any more, and that nobody can need therefore; else does nothing.
+    pub fn free_removed(&self) -> io::Result<()> {
+        if self.file.metadata()?.nlink() == 0 { self.file.set_len(0) } else { Ok(()) }
+    }
+
     /// Lets a draft be written again whose commit succeeded but whose publication did not happen.
     pub fn thaw(&self) {
         self.arrival.lock().frozen = false;

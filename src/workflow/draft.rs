@@ -79,8 +79,11 @@ pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
             let data = run.shared.drafts.get(&run.shared, run.object);
             data.close(PATIENCE).map_err(Halt::Failed)?;
             let removed = remove_data(run);
-            if removed.is_err() {
-                data.reopen();
+            match &removed {
+                // Now, and not whenever the last thread lets go of the file: whoever sees that the draft is gone counts on
+                // its space.
+                Ok(()) => data.free_removed(),
+                Err(_) => data.reopen(),
             }
             removed.map(|()| Ending::Removed)
         }

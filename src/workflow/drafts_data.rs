@@ -181,6 +181,16 @@ impl DraftData {
         self.state.lock().closed = false;
     }
 
+    /// Its file was removed: the space is free on return, also while somebody has it open still.
+    pub(super) fn free_removed(&self) {
+        let draft = self.state.lock().draft.take();
+        if let Some(draft) = draft
+            && let Err(error) = draft.free_removed()
+        {
+            log::warn!("the space of image {} is not free yet: {error}", self.image);
+        }
+    }
+
     /// The file, which is there. One process has one [`ingest::Draft`] for it.
     pub(super) fn existing(&self) -> io::Result<Arc<ingest::Draft>> {
         let mut state = self.state.lock();
