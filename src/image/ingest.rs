@@ -19,12 +19,12 @@ use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
-use self::follower::{Arrived, PART, Running, give_way};
+use self::follower::{Arrived, Holes, PART, Part, Running, give_way};
 pub use self::publish::{publish, unpublish};
 use self::reservation::Reservation;
 use super::extent::{self, Find};
@@ -119,6 +119,7 @@ impl Draft {
             ));
         }
         reservation::release_left_over(&file)?;
+        read_without_a_trace(&file);
         Ok(Draft {
             file,
             path: path.to_owned(),
@@ -165,9 +166,10 @@ impl Draft {
             match self.file.write_at(rest, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
+                    let start = at;
                     at += count as u64;
                     rest = &rest[count..];
-                    self.arrived.lock().wrote(at);
+                    self.arrived.lock().wrote(start, at);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -205,9 +207,9 @@ impl Draft {
             }
             claimed
         };
-        let Some(end) = claimed else { return false };
+        let Some(part) = claimed else { return false };
         // A file that was cut meanwhile: the next claim starts anew. Whatever else it is, the commit meets it again.
-        if running.advance(&self.file, end, buffer).is_err() {
+        if running.advance(&self.file, &part, buffer).is_err() {
             running.restart();
             self.arrived.lock().end_following();
             return false;
@@ -242,7 +244,9 @@ impl Draft {
         let mut arrival = self.arrival_to_change()?;
         arrival.reservation.release(&self.file)?;
         if mode.intersects(zeroing) {
-            self.arrived.lock().changes(offset);
+            let mut arrived = self.arrived.lock();
+            arrived.changes(offset);
+            arrived.has_holes(offset);
         }
         if mode.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE) {
             arrival.reservation.leave_to_writer();
@@ -420,8 +424,8 @@ impl Draft {
             if cancelled() {
                 return Err(CommitError::Cancelled);
             }
-            let end = length.min(running.hashed() + STEP);
-            running.advance(&self.file, end, &mut buffer).map_err(|error| match error.kind() {
+            let part = Part { end: length.min(running.hashed() + STEP), holes: Holes::Unknown };
+            running.advance(&self.file, &part, &mut buffer).map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => CommitError::Changed,
                 _ => CommitError::Io(error),
             })?;
@@ -447,6 +451,14 @@ impl Turn<'_> {
     /// As [`Draft::write_at`].
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.draft.write_locked(&mut self.arrival, offset, bytes)
+    }
+}
+
+/// Reading it does not change its access time from here on, if it is ours.
+fn read_without_a_trace(file: &File) {
+    let flags = fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    if let Err(errno) = flags.and_then(|flags| fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NOATIME))) {
+        log::debug!("reading drafts changes their access times: {errno}");
     }
 }
 

@@ -5,7 +5,9 @@
 //! hash of another generation than the present one counts for nothing.
 //!
 //! It takes only what the processors have left (`SCHED_IDLE`), so it holds no lock that a writer waits for but for a few
-//! instructions: a writer would wait until there is nothing else to do.
+//! instructions: a writer would wait until there is nothing else to do. The kernel's count as well: lseek(2) takes the
+//! file's lock that write(2) takes, so no holes are looked for where the writers are known to have left none; and a read
+//! that is to change the file's access time begins a transaction of the file system, so it must not.
 
 use std::fs::File;
 use std::io;
@@ -43,6 +45,8 @@ pub struct Arrived {
     claimed: u64,
     /// Where the furthest write ended, since the last restart.
     frontier: u64,
+    /// `[0, gapless)` was written since the file was opened: there are no holes to look for.
+    gapless: u64,
     restarts: u32,
     /// Somebody follows.
     followed: bool,
@@ -75,14 +79,23 @@ impl Arrived {
         }
     }
 
-    /// A write has come up to `end`.
-    pub fn wrote(&mut self, end: u64) {
+    /// `[start, end)` was written.
+    pub fn wrote(&mut self, start: u64, end: u64) {
         self.frontier = self.frontier.max(end);
+        if start <= self.gapless {
+            self.gapless = self.gapless.max(end);
+        }
+    }
+
+    /// From `start` on there may be holes.
+    pub fn has_holes(&mut self, start: u64) {
+        self.gapless = self.gapless.min(start);
     }
 
     /// The file was cut or extended to `length`.
     pub fn has_length(&mut self, length: u64) {
         self.frontier = self.frontier.min(length);
+        self.has_holes(length);
         if length == 0 {
             self.restarts = 0;
         }
@@ -107,8 +120,8 @@ impl Arrived {
         self.paused = paused;
     }
 
-    /// Claims the next part that the writers have left behind, and returns its end; `None`: it has caught up.
-    pub fn claim(&mut self, running: &mut Running) -> Option<u64> {
+    /// Claims the next part that the writers have left behind; `None`: it has caught up.
+    pub fn claim(&mut self, running: &mut Running) -> Option<Part> {
         running.be_of(self.generation);
         let end = running.hashed + PART as u64;
         let is_changing = self.changing.is_some_and(|start| start < end);
@@ -116,7 +129,7 @@ impl Arrived {
             return None;
         }
         self.claimed = self.claimed.max(end);
-        Some(end)
+        Some(Part { end, holes: if end <= self.gapless { Holes::None } else { Holes::Unknown } })
     }
 
     /// Claims everything up to `length`.
@@ -124,6 +137,23 @@ impl Arrived {
         running.be_of(self.generation);
         self.claimed = self.claimed.max(length);
     }
+}
+
+/// What is to be hashed next.
+pub struct Part {
+    /// Up to where.
+    pub end: u64,
+    /// Whether it is worth looking for holes.
+    pub holes: Holes,
+}
+
+/// Whether there may be holes, which are hashed without reading them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Holes {
+    /// There are none.
+    None,
+    /// They are looked for.
+    Unknown,
 }
 
 /// Covers the bytes `[0, hashed)`, as they were in its generation.
@@ -151,13 +181,17 @@ impl Running {
         }
     }
 
-    /// Reads and hashes up to `end`; `UnexpectedEof` if the file ends before. After an error it covers what `hashed`
-    /// says.
-    pub fn advance(&mut self, file: &File, end: u64, buffer: &mut [u8]) -> io::Result<()> {
-        while self.hashed < end {
-            let rest = end - self.hashed;
-            // A disk that knows no holes has none; what lies after the last data is a hole.
-            let data = find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX);
+    /// Reads and hashes a part; `UnexpectedEof` if the file ends before. After an error it covers what `hashed` says.
+    pub fn advance(&mut self, file: &File, part: &Part, buffer: &mut [u8]) -> io::Result<()> {
+        while self.hashed < part.end {
+            let rest = part.end - self.hashed;
+            let data = match part.holes {
+                Holes::None => self.hashed,
+                // A disk that knows no holes has none; what lies after the last data is a hole.
+                Holes::Unknown => {
+                    find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX)
+                }
+            };
             let hole = data.saturating_sub(self.hashed).min(rest);
             if hole > 0 {
                 self.take_zeros(hole);
