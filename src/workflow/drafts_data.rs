@@ -285,11 +285,11 @@ impl Writer {
         }
         match decision {
             Decision::First | Decision::Now => {
-                let refused = self.jobs.send(Job::Promised(offset, bytes.to_vec(), None)).is_err();
+                let refused = self.jobs.send(Job::Promised(offset, self.common.copy(bytes), None)).is_err();
                 drop(order);
                 done(if refused { Err(died()) } else { Ok(()) });
             }
-            Decision::Enough => self.give(Job::Promised(offset, bytes.to_vec(), Some(done))),
+            Decision::Enough => self.give(Job::Promised(offset, self.common.copy(bytes), Some(done))),
             Decision::Change => self.give(Job::Write { offset, bytes: bytes.to_vec(), early: leave.early, done }),
         }
     }

@@ -86,9 +86,31 @@ pub(super) struct Common {
     pub draft: OnceLock<Arc<ingest::Draft>>,
     /// A write that was acknowledged is lost: nobody is to believe that his data is there.
     lost: Mutex<Option<Reason>>,
+    /// Buffers of writes that were carried out. New ones would have to be backed by memory again, page by page, which
+    /// costs as much as the copying.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
+/// As many as may be ahead, if a writer writes a MiB at a time.
+const MOST_SPARE: usize = 5;
+
 impl Common {
+    /// A copy of these bytes.
+    pub(super) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut copy = self.spare.lock().pop().unwrap_or_default();
+        copy.clear();
+        copy.extend_from_slice(bytes);
+        copy
+    }
+
+    /// A copy is needed no more.
+    fn give_back(&self, copy: Vec<u8>) {
+        let mut spare = self.spare.lock();
+        if spare.len() < MOST_SPARE {
+            spare.push(copy);
+        }
+    }
+
     /// A write that was acknowledged was carried out, or is lost.
     pub(super) fn carried_out(&self, data: &DraftData, length: u64, written: io::Result<()>) {
         if let Err(error) = written {
@@ -121,7 +143,10 @@ impl Worker {
     pub(super) fn run(mut self, queue: &Receiver<Job>) {
         while let Ok(job) = queue.recv() {
             match job {
-                Job::Promised(offset, bytes, done) => self.keep(offset, &bytes, done),
+                Job::Promised(offset, bytes, done) => {
+                    self.keep(offset, &bytes, done);
+                    self.common.give_back(bytes);
+                }
                 Job::Write { offset, bytes, early, done } => {
                     self.data.ahead.begin_change();
                     let result = self.write(offset, &bytes);
