@@ -185,6 +185,11 @@ impl<O, C> Row<O, C> {
         matches!(self.read, Read::Directory | Read::Keys(_))
     }
 
+    /// Whether the value is there, and is empty.
+    pub fn reads_empty(&self, object: &O) -> bool {
+        self.render(object).is_some_and(|value| value.trim_end().is_empty())
+    }
+
     /// The rendered value, if it is one that is kept in the inventory.
     pub fn render(&self, object: &O) -> Option<String> {
         match &self.read {
