@@ -1,0 +1,7 @@
+//! Every example of `mount-examples`, on a mount, twice: with the usual settle window and with none.
+
+mod administration;
+mod stage;
+#[path = "../support/mod.rs"]
+mod support;
+mod watching;
