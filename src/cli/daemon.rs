@@ -132,6 +132,7 @@ pub struct Prepared {
     privilege: Privilege,
     read_only: bool,
     changes: Receiver<Arc<Vec<Change>>>,
+    inventory: Arc<Inventory>,
     reconciler: Arc<Reconciler>,
     tree: Arc<Tree>,
 }
@@ -263,6 +264,7 @@ impl Daemon {
             privilege: settings.privilege,
             read_only: settings.read_only,
             changes,
+            inventory,
             reconciler,
             tree,
         })
@@ -291,6 +293,10 @@ impl Prepared {
         let mount = Mount::start(self.tree, self.changes, options)
             .map_err(|source| DaemonError::Mount { path: path.clone(), source })?;
         let mount = Arc::new(mount);
+        // Weak, since the mount holds the tree, which holds the inventory.
+        let queue = Arc::downgrade(&mount);
+        let ask = move || queue.upgrade().map(|mount| mount.backlog()).unwrap_or_default();
+        self.inventory.metrics().set_backlog(Box::new(ask));
         let daemon = Daemon { mountpoint: path, reconciler: self.reconciler, mount };
         if let Err(error) = daemon.begin(state) {
             daemon.stopper().stop();

@@ -51,6 +51,7 @@ use self::pool::Pool;
 use self::queue::Queue;
 use self::watch::{Pollers, Versions};
 use crate::inventory::Change;
+use crate::inventory::metrics::Backlog;
 use crate::privilege::Privilege;
 use crate::tree::Interface;
 
@@ -181,6 +182,11 @@ impl Mount {
             threads.push(spawn("supervisor", Box::new(move || announcer.supervise(&on_announcer)))?);
         }
         Ok(())
+    }
+
+    /// What is still to be announced. Returns at once.
+    pub fn backlog(&self) -> Backlog {
+        self.edge.queue.backlog()
     }
 
     /// Waits until it is unmounted, by whomever.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::inventory::metrics::Backlog;
 use crate::model::Class;
 use crate::tree::{Node, Place, Position, Touched, object_number};
 
@@ -80,6 +81,8 @@ struct FileEntry {
     path: PathBuf,
     stage: Stage,
     started: Instant,
+    /// Since when its last change waits to be announced.
+    changed: Instant,
     /// It was not where it should be: it is looked for once more, since its object may have moved meanwhile.
     missed: bool,
 }
@@ -90,6 +93,7 @@ struct ObjectEntry {
     failed: Vec<Position>,
     /// Grows with each change, so that a comparison can be told to be out of date.
     marks: u64,
+    came: Instant,
     deadline: Instant,
     running: Option<u64>,
     /// The replay before: one that succeeds without effect must not be repeated for ever.
@@ -131,15 +135,19 @@ impl Queue {
         if state.stopping {
             return;
         }
+        let now = Instant::now();
         let entry = state.files.entry(inode).or_insert_with(|| {
             state.ready_files.push_back(inode);
-            FileEntry { path: PathBuf::new(), stage: Stage::Waiting, started: Instant::now(), missed: false }
+            FileEntry { path: PathBuf::new(), stage: Stage::Waiting, started: now, changed: now, missed: false }
         });
         entry.path = touched.path;
         entry.missed = false;
         match entry.stage {
             // Its timer is set already.
-            Stage::Resting => entry.stage = Stage::Waiting,
+            Stage::Resting => {
+                entry.stage = Stage::Waiting;
+                entry.changed = now;
+            }
             Stage::Waiting => {}
             Stage::Running { .. } => entry.stage = Stage::Running { again: true },
         }
@@ -149,12 +157,14 @@ impl Queue {
     /// Names of an object may differ from the wanted ones.
     pub fn moved(&self, class: Class, number: u64, position: Position) {
         let state = &mut *self.state.lock();
+        let now = Instant::now();
         let entry = state.objects.entry(number).or_insert_with(|| ObjectEntry {
             class,
             positions: Vec::new(),
             failed: Vec::new(),
             marks: 0,
-            deadline: Instant::now() + LATE,
+            came: now,
+            deadline: now + LATE,
             running: None,
             last: None,
             held: Vec::new(),
@@ -314,6 +324,16 @@ impl Queue {
         }
     }
 
+    /// What is still to be announced, for `metrics`.
+    pub fn backlog(&self) -> Backlog {
+        let state = self.state.lock();
+        let files = state.files.values().filter(|file| file.stage != Stage::Resting).map(|file| file.changed);
+        let objects = state.objects.values().map(|object| object.came);
+        let waiting: Vec<_> = files.chain(objects).collect();
+        let oldest = waiting.iter().min().map_or(Duration::ZERO, Instant::elapsed);
+        Backlog { length: waiting.len(), oldest }
+    }
+
     /// Ends [`Queue::next`].
     pub fn stop(&self) {
         self.state.lock().stopping = true;
@@ -404,7 +424,10 @@ impl State {
     fn rest(&mut self, inode: u64) {
         if let Some(file) = self.files.get_mut(&inode) {
             file.stage = match file.stage {
-                Stage::Running { again: true } => Stage::Waiting,
+                Stage::Running { again: true } => {
+                    file.changed = Instant::now();
+                    Stage::Waiting
+                }
                 Stage::Running { again: false } | Stage::Resting | Stage::Waiting => Stage::Resting,
             };
             self.timers.insert((file.started + QUIET, inode));

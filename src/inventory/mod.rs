@@ -3,6 +3,7 @@
 //! Objects are immutable and shared; a change replaces an object as a whole. Batches become visible at once, and reach
 //! subscribers in the order in which they became visible.
 
+pub mod metrics;
 pub mod object;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 
 use crate::model::Class;
 use crate::model::record::ErrorHistory;
+use metrics::Metrics;
 pub use object::{
     Addresses, Backend, Flavor, Health, Image, Instance, Object, Part, RunningTask, Task, Transfer, Volume,
 };
@@ -87,12 +89,18 @@ struct Objects {
 pub struct Inventory {
     objects: RwLock<Objects>,
     subscribers: Mutex<Vec<Sender<Arc<Vec<Change>>>>>,
+    metrics: Metrics,
 }
 
 impl Inventory {
     /// An empty one.
     pub fn new() -> Inventory {
         Inventory::default()
+    }
+
+    /// What is counted beside the objects.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Every batch from now on, in order.

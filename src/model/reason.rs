@@ -274,29 +274,32 @@ fn shorten(text: &mut String, length: usize) {
     }
 }
 
+/// Every errno that [`Reason::errno`] can give, and its name.
+pub const ERRNO_NAMES: [(i32, &str); 19] = [
+    (libc::EACCES, "EACCES"),
+    (libc::EINVAL, "EINVAL"),
+    (libc::ERANGE, "ERANGE"),
+    (libc::EPERM, "EPERM"),
+    (libc::EOPNOTSUPP, "EOPNOTSUPP"),
+    (libc::ENODEV, "ENODEV"),
+    (libc::EBUSY, "EBUSY"),
+    (libc::EEXIST, "EEXIST"),
+    (libc::ENOENT, "ENOENT"),
+    (libc::ENOTEMPTY, "ENOTEMPTY"),
+    (libc::EDQUOT, "EDQUOT"),
+    (libc::EBADMSG, "EBADMSG"),
+    (libc::EROFS, "EROFS"),
+    (libc::ENOSPC, "ENOSPC"),
+    (libc::EFBIG, "EFBIG"),
+    (libc::ESTALE, "ESTALE"),
+    (libc::EKEYREJECTED, "EKEYREJECTED"),
+    (libc::ETIMEDOUT, "ETIMEDOUT"),
+    (libc::EIO, "EIO"),
+];
+
 /// The name of an errno that [`Reason::errno`] can give.
 pub fn errno_name(errno: i32) -> &'static str {
-    match errno {
-        libc::EACCES => "EACCES",
-        libc::EINVAL => "EINVAL",
-        libc::ERANGE => "ERANGE",
-        libc::EPERM => "EPERM",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::ENODEV => "ENODEV",
-        libc::EBUSY => "EBUSY",
-        libc::EEXIST => "EEXIST",
-        libc::ENOENT => "ENOENT",
-        libc::ENOTEMPTY => "ENOTEMPTY",
-        libc::EDQUOT => "EDQUOT",
-        libc::EBADMSG => "EBADMSG",
-        libc::EROFS => "EROFS",
-        libc::ENOSPC => "ENOSPC",
-        libc::EFBIG => "EFBIG",
-        libc::ESTALE => "ESTALE",
-        libc::EKEYREJECTED => "EKEYREJECTED",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        _ => "EIO",
-    }
+    ERRNO_NAMES.iter().find(|(number, _)| *number == errno).map_or("EIO", |(_, name)| name)
 }
 
 fn locked(formatter: &mut fmt::Formatter<'_>, lock: &Lock) -> fmt::Result {

@@ -12,7 +12,7 @@ use super::interface::Tree;
 use super::node::{Directory, Node};
 use super::rights::{self, Grant, Rights};
 use super::tables::with_table;
-use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, root, view};
+use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, metrics, root, view};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
@@ -275,6 +275,7 @@ impl Tree {
             (Directory::Root, root::README) => Ok(snapshot(root::README_TEXT)),
             (Directory::Root, root::ABI) => Ok(snapshot(&format!("{}\n", root::ABI_VERSION))),
             (Directory::Root, root::HEALTH) => Ok(snapshot(&root::health(&self.inventory.health()))),
+            (Directory::Root, root::METRICS) => Ok(snapshot(&metrics::render(&self.inventory))),
             (Directory::Root, root::LAST_ERROR) => Ok(snapshot(&errors::last(&self.inventory.refusals(uid)))),
             (Directory::Summary, root::SUMMARY_INSTANCES) => Ok(self.summary(id, || {
                 let lines = self.inventory.instances().into_iter().map(|instance| root::instance_line(&instance));
@@ -305,12 +306,9 @@ impl Tree {
     }
 
     pub(super) fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
-        match (directory, id) {
-            (Directory::Root, root::LAST_ERROR) => Some(0),
-            _ => match self.file_content(directory, id, 0).ok()? {
-                Content::Snapshot(bytes) => Some(bytes.len() as u64),
-                Content::File(_) | Content::Draft(..) | Content::Piece(_) => None,
-            },
+        match self.file_content(directory, id, 0).ok()? {
+            Content::Snapshot(bytes) => Some(bytes.len() as u64),
+            Content::File(_) | Content::Draft(..) | Content::Piece(_) => None,
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod image;
 pub mod instance;
 pub mod interface;
 mod json;
+mod metrics;
 pub mod names;
 pub mod node;
 mod order;

@@ -38,6 +38,11 @@ pub struct FixedRow {
 }
 
 impl FixedRow {
+    /// Whether each read gives something else: such a file has size 0, and the kernel caches nothing of it.
+    pub fn is_volatile(&self, directory: Directory) -> bool {
+        directory == Directory::Root && [LAST_ERROR, METRICS].contains(&self.id)
+    }
+
     /// Permission bits.
     pub fn mode(&self) -> u16 {
         match self.audience {
@@ -63,6 +68,9 @@ pub const LAST_ERROR: u8 = 4;
 pub const EVENTS: u8 = 5;
 /// `events.1`
 pub const EVENTS_OLD: u8 = 6;
+
+/// `metrics`
+pub const METRICS: u8 = 7;
 
 /// The files of the root.
 pub static ROOT: &[FixedRow] = &[
@@ -96,6 +104,14 @@ pub static ROOT: &[FixedRow] = &[
         Audience::Admin,
         Type::Document("JSON lines"),
         "The events before those; absent until there were so many.",
+    ),
+    row(
+        METRICS,
+        "metrics",
+        Audience::Admin,
+        Type::Document("Prometheus text"),
+        "What is counted: objects by state, operations, refusals, the parts. As of each read. Size 0, not cached, not \
+         announced.",
     ),
 ];
 

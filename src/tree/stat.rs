@@ -36,9 +36,10 @@ impl Tree {
                     Audience::Access => group,
                     Audience::Admin => self.settings.admin_group,
                 };
-                let is_private = (parent, id) == (Directory::Root, root::LAST_ERROR);
-                let caching = if is_private { Caching::Nothing } else { Caching::Attributes };
-                let size = self.file_size(parent, id)?;
+                let (caching, size) = match row.is_volatile(parent) {
+                    true => (Caching::Nothing, 0),
+                    false => (Caching::Attributes, self.file_size(parent, id)?),
+                };
                 Some(Attributes {
                     kind: Kind::File,
                     mode: row.mode(),

@@ -249,7 +249,7 @@ impl Engine {
         reason: &Reason,
         done: Option<Completion>,
     ) {
-        self.shared.parts.events.record(refusal(&self.shared, caller, object, file, reason));
+        record_refusal(&self.shared, caller, object, file, reason);
         match object.filter(|(class, id)| self.shared.parts.ledger.inventory().get(*class, *id).is_some()) {
             Some(object) => self.shared.tell(Message::Refused {
                 caller: caller.clone(),
@@ -335,16 +335,18 @@ pub(super) fn remember_for_caller(shared: &Shared, caller: &Caller, line: ErrorL
     inventory.set_refusals(caller.uid, history);
 }
 
-pub(super) fn refusal(
+/// Tells `events` and `metrics` of a refusal.
+pub(super) fn record_refusal(
     shared: &Shared,
     caller: &Caller,
     object: Option<(Class, Uuid)>,
     file: &str,
     reason: &Reason,
-) -> Entry {
+) {
+    shared.parts.ledger.inventory().metrics().refused(reason.errno());
     let found = object.and_then(|(class, id)| shared.parts.ledger.inventory().get(class, id));
     let name = found.map(|found| found.name().to_owned()).unwrap_or_default();
-    Entry {
+    shared.parts.events.record(Entry {
         class: object.map(|(class, _)| class),
         id: object.map(|(_, id)| id),
         name,
@@ -355,5 +357,5 @@ pub(super) fn refusal(
         to: String::new(),
         errno: reason.errno_name().to_owned(),
         reason: reason.to_string(),
-    }
+    });
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -111,7 +111,13 @@ impl Ledger {
                     }
                 })
                 .collect();
-            let revision = self.store.transact(&compares, &changes)?;
+            let began = Instant::now();
+            let stored = self.store.transact(&compares, &changes);
+            match &stored {
+                Ok(_) => self.inventory.metrics().committed(began.elapsed()),
+                Err(_) => self.inventory.metrics().commit_failed(),
+            }
+            let revision = stored?;
             for change in changes {
                 match change {
                     Change::Put(key, _) => drop(state.revisions.insert(key, revision)),

@@ -135,7 +135,10 @@ impl Run {
     pub(super) fn run(&self) {
         let began = Instant::now();
         match self.outcome().and_then(|outcome| self.finish(outcome)) {
-            Ok((result, word)) => {
+            Ok((result, state)) => {
+                let word = state.word();
+                let metrics = self.shared.parts.ledger.inventory().metrics();
+                metrics.operation_ended(self.operation.task_word(), state, began.elapsed());
                 log::info!(
                     "operation {} {} on {} {} by uid {} ({}) took {:.3} s: {word}{}",
                     self.id,
@@ -147,7 +150,7 @@ impl Run {
                     began.elapsed().as_secs_f64(),
                     result.as_ref().err().map(|reason| format!(" ({reason})")).unwrap_or_default()
                 );
-                self.shared.tell(Message::Ended { id: self.id, result, cancelled: word == "cancelled" });
+                self.shared.tell(Message::Ended { id: self.id, result, cancelled: state == TaskState::Cancelled });
             }
             Err(halt) => log::info!(
                 "operation {} {} on {} {} is left for the next start ({halt:?})",
@@ -344,7 +347,7 @@ impl Run {
     }
 
     /// Ends the task and releases the claim, in one transaction with what it changed.
-    fn finish(&self, outcome: Outcome) -> Result<(Result<(), Reason>, &'static str), Halt> {
+    fn finish(&self, outcome: Outcome) -> Result<(Result<(), Reason>, TaskState), Halt> {
         let (state, result) = match &outcome {
             Outcome::Done(_) => (TaskState::Success, Ok(())),
             Outcome::Failed(reason) => (TaskState::Failure, Err(reason.clone())),
@@ -474,7 +477,7 @@ impl Run {
             errno: failure.map(|reason| reason.errno_name().to_owned()).unwrap_or_default(),
             reason: failure.map(Reason::to_string).unwrap_or_default(),
         });
-        Ok((result, state.word()))
+        Ok((result, state))
     }
 
     fn name(&self) -> String {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uuid::Uuid;
 
-use super::engine::{Message, Shared, line, refusal, remember_for_caller};
+use super::engine::{Message, Shared, line, record_refusal, remember_for_caller};
 use super::judge::{Accepted, Answer, Judge, Names};
 use super::ledger::now;
 use super::operation::{Fault, Run};
@@ -280,7 +280,7 @@ impl EngineThread {
         if object.is_none() {
             remember_for_caller(&self.shared, &caller, line(&caller, &file, &reason));
         }
-        self.shared.parts.events.record(refusal(&self.shared, &caller, object, &file, &reason));
+        record_refusal(&self.shared, &caller, object, &file, &reason);
         done(Err(reason));
     }
 

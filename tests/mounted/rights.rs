@@ -116,12 +116,15 @@ fn the_class_directories_are_for_the_access_group_and_the_root_hides_them() {
         ("last_error", 0, libc::EACCES),
         ("summary/instances", 0, libc::EACCES),
         ("events", libc::EACCES, libc::EACCES),
+        ("metrics", libc::EACCES, libc::EACCES),
     ] {
         let open = || try_open(&daemon.path(name), false);
         assert_eq!(member.act(open), of_member, "{name}");
         assert_eq!(outsider.act(open), of_outsider, "{name}");
     }
-    assert_eq!(admin.act(|| try_open(&daemon.path("events"), false)), 0);
+    for name in ["events", "metrics"] {
+        assert_eq!(admin.act(|| try_open(&daemon.path(name), false)), 0, "{name}");
+    }
     member.act(|| {
         assert_eq!(errno(fs::read_dir(daemon.path(format!("instances/{id}")))), libc::EACCES);
         assert!(fs::read_link(daemon.path("by-name/instances/web")).is_ok(), "names are seen");

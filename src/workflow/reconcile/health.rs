@@ -144,6 +144,9 @@ impl Board {
                     Ok(None)
                 }
             });
+            if answer.is_ok() {
+                self.inventory.metrics().hypervisor_answered();
+            }
             if answer.is_err() || !ping.lost {
                 self.update(|current| {
                     if let Ok(Some(hostname)) = &answer {
