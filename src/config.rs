@@ -1,9 +1,11 @@
 //! What can be configured: `/etc/instancefs.toml` (an ordinary user's own: `~/.config/instancefs.toml`), mount options
 //! (`-o`) and flags, the later winning over the earlier.
 
+pub mod backends;
 mod duration;
 pub mod place;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -95,6 +97,14 @@ pub enum ConfigError {
         /// What is wrong with its value.
         detail: String,
     },
+    /// A backend that cannot be as it is written.
+    #[error("[backends.{name}]: {detail}")]
+    Backend {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        detail: String,
+    },
     /// An ordinary user without a home, and nothing named.
     #[error("your home directory is not known, where the state would be kept; set HOME, or name a --state-dir")]
     NoHome,
@@ -153,6 +163,8 @@ pub struct Layer {
     /// How long a server may say nothing; in the file only.
     #[serde(default, deserialize_with = "duration")]
     pub import_stall_timeout: Option<Duration>,
+    /// Where volumes are kept, by the backend's name; in the file only.
+    pub backends: Option<BTreeMap<String, backends::Section>>,
     /// Refuse every change; a mount option only.
     #[serde(skip)]
     pub read_only: Option<bool>,
@@ -185,6 +197,8 @@ pub struct Settings {
     pub projects: Vec<u32>,
     /// What may be imported.
     pub import: Policy,
+    /// Where volumes are kept.
+    pub backends: backends::Backends,
 }
 
 /// A group that a mount looks up.
@@ -302,6 +316,7 @@ impl Layer {
             import_max_bytes: self.import_max_bytes.or(below.import_max_bytes),
             import_timeout: self.import_timeout.or(below.import_timeout),
             import_stall_timeout: self.import_stall_timeout.or(below.import_stall_timeout),
+            backends: self.backends.or(below.backends),
             read_only: self.read_only.or(below.read_only),
         }
     }
@@ -340,8 +355,11 @@ impl Layer {
             timeout: self.import_timeout.unwrap_or(usual.timeout),
             stall: self.import_stall_timeout.unwrap_or(usual.stall),
         };
+        let backends = backends::Backends::resolve(self.backends.unwrap_or_default())
+            .map_err(|(name, detail)| ConfigError::Backend { name, detail })?;
         Ok(Settings {
             privilege,
+            backends,
             access_group: group(self.access_group, DEFAULT_ACCESS_GROUP, "access_group")?,
             admin_group: group(self.admin_group, DEFAULT_ADMIN_GROUP, "admin_group")?,
             projects: projects.iter().map(|name| named(name, "a project")).collect::<Result<_, _>>()?,

@@ -89,6 +89,12 @@ fn the_mounted_tree_has_exactly_the_documented_files_with_their_modes() {
     let own = daemon.path(format!("tasks/{}", Uuid::new_v4()));
     fs::create_dir(&own).expect("a draft");
     assert_eq!(mounted_object(&own), documented("tasks.md"), "a task of one's own has an order beside");
+    let volume = daemon.path(format!("volumes/{}", Uuid::new_v4()));
+    fs::create_dir(&volume).expect("a draft");
+    let mut of_volume = documented("volumes.md");
+    of_volume.retain(|(name, _)| !["last_task"].contains(&name.as_str()) && !name.contains('*'));
+    of_volume.retain(|(name, _)| !IN_THE_BIN.contains(&name.as_str()));
+    assert_eq!(mounted_object(&volume), of_volume);
     fs::create_dir(daemon.path("flavors/documented")).expect("a draft");
     assert_eq!(mounted_object(&daemon.path("flavors/documented")), documented("flavors.md"));
     assert_eq!(mounted(&daemon.path("summary")), documented("summary.md"));

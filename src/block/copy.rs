@@ -265,7 +265,9 @@ impl Work<'_> {
     }
 
     fn hash(&self) -> Result<String, CopyError> {
-        let mut hash = Hash::new(self.to.file());
+        // The original has the same holes, and to look for them in the copy takes the lock that its writer needs. Were
+        // there data where the original has none, the comparison would find it.
+        let mut hash = Hash { file: self.to.file(), ..Hash::new(self.from) };
         // While there is something to copy, that comes first, should both share a processor.
         set_priority(BEHIND);
         let mut is_behind = true;
@@ -335,7 +337,10 @@ fn percent(done: u64, of: u64) -> u8 {
 }
 
 struct Hash<'a> {
+    /// Where the bytes are read.
     file: &'a File,
+    /// Where it is looked for holes.
+    map: &'a File,
     at: u64,
     state: Sha512,
     buffer: Vec<u8>,
@@ -343,19 +348,19 @@ struct Hash<'a> {
 
 impl<'a> Hash<'a> {
     fn new(file: &'a File) -> Hash<'a> {
-        Hash { file, at: 0, state: Sha512::new(), buffer: vec![0; PART] }
+        Hash { file, map: file, at: 0, state: Sha512::new(), buffer: vec![0; PART] }
     }
 
     /// Hashes up to `end`, holes without reading them.
     fn advance(&mut self, end: u64) -> io::Result<()> {
         while self.at < end {
-            let data = find(self.file, self.at, Find::Data)?.unwrap_or(end).min(end);
+            let data = find(self.map, self.at, Find::Data)?.unwrap_or(end).min(end);
             while self.at < data {
                 let most = usize::try_from(data - self.at).unwrap_or(ZEROS.len()).min(ZEROS.len());
                 self.state.update(&ZEROS[..most]);
                 self.at += most as u64;
             }
-            let hole = find(self.file, self.at, Find::Hole)?.unwrap_or(end).min(end);
+            let hole = find(self.map, self.at, Find::Hole)?.unwrap_or(end).min(end);
             while self.at < hole {
                 let most = usize::try_from(hole - self.at).unwrap_or(PART).min(PART);
                 let part = &mut self.buffer[..most];

@@ -1,13 +1,17 @@
-//! Where disks live: one trait, one backend so far.
+//! Where disks live: one trait, one kind of backend so far, and the set of those that the configuration names.
 
+pub mod backends;
 pub mod backing;
+mod base;
 pub mod copy;
 pub mod directory;
 pub mod kept;
+pub mod local;
 mod marked;
 pub mod open;
 mod seed;
 pub mod shelf;
+mod volume_directory;
 
 use std::fs::File;
 use std::io;
@@ -57,6 +61,8 @@ pub enum Source<'a> {
     Volume(&'a VolumeData),
     /// A snapshot of a volume.
     Snapshot(&'a DataRecord),
+    /// What another backend keeps, which nobody writes to meanwhile.
+    Elsewhere(&'a DiskSource, Format),
 }
 
 /// The data of a new volume, or of a new snapshot of one.
@@ -68,7 +74,7 @@ pub struct NewData<'a> {
     pub snapshot: Option<Uuid>,
     /// The operation that creates it, kept with the data as provenance.
     pub operation: Uuid,
-    /// Virtual size in bytes, at least the source's.
+    /// Virtual size in bytes, at least the source's. A backend that deals out larger pieces makes it larger.
     pub size_bytes: u64,
     /// The wanted format; `None`: the backend's own choice.
     pub format: Option<Format>,
@@ -85,8 +91,8 @@ pub struct Examined {
     pub format: Format,
 }
 
-/// Asked now and then by what takes long: the percentage that is done is shown, and an error gives it up.
-pub type Watch<'a> = &'a dyn Fn(u8) -> Result<(), BlockError>;
+/// Asked now and then, from any thread, by what takes long: the percentage that is done is shown, and an error gives it up.
+pub type Watch<'a> = &'a (dyn Fn(u8) -> Result<(), BlockError> + Sync);
 
 /// Writes a new disk's bytes.
 pub type FillFile<'a> = &'a dyn Fn(&File) -> Result<(), BlockError>;
@@ -112,6 +118,12 @@ pub enum BlockError {
     /// What is there is not what was written.
     #[error("{0}")]
     Damaged(String),
+    /// Somebody has it open; a sentence that says who.
+    #[error("{0}")]
+    InUse(String),
+    /// What was named is nothing that is taken over; a sentence that says why.
+    #[error("{0}")]
+    Refused(String),
     /// Given up on request.
     #[error("given up")]
     Cancelled,
@@ -134,7 +146,7 @@ impl BlockError {
 /// Makes, grows and removes disks. Every call is idempotent for the same operation.
 pub trait BlockBackend: Send + Sync {
     /// Its name in records.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// The record that [`BlockBackend::create`] will produce; journaled before the disk exists.
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord;
     /// Makes the disk; succeeds if this same operation made it before, finishing what a crash left half-made.
@@ -159,19 +171,22 @@ pub trait BlockBackend: Send + Sync {
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError>;
     /// The record that [`BlockBackend::create_data`] will produce; journaled before the data exists.
     fn plan_data(&self, new: &NewData<'_>) -> DataRecord;
-    /// Makes the data of a volume or snapshot, durable and complete; succeeds if this same operation made it before.
-    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<DataRecord, BlockError>;
+    /// Makes the data of a volume or snapshot, durable and complete; succeeds if this same operation made it before. Says
+    /// what it became.
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError>;
     /// Removes exactly this data if its provenance matches the record; absent data is success.
     fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError>;
-    /// Makes a volume as large as this, in bytes; one of that size or larger is left as it is. `in_use`: a guest or this
-    /// host has it open, and will be told of the new size by the caller.
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<(), BlockError>;
+    /// Makes a volume at least as large as this, in bytes, and says how large it is; never smaller. `in_use`: a guest or this
+    /// host has it open, and will be told of the new size by the caller. What only the one who has it open can do is left to
+    /// him, and the size is the old one then.
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError>;
     /// Looks whether the data is there and still what the record says.
     fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError>;
-    /// Takes over data that is there already, without changing it in any way.
-    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError>;
-    /// How a guest, or this host, reaches the data.
-    fn source(&self, data: &VolumeData) -> DiskSource;
+    /// Looks at data that is there already, without changing it in any way, and says what the record has to say of it.
+    /// `claimed`: the format that somebody says it has.
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError>;
+    /// How a guest, or this host, reaches the data, which is made reachable first where that takes something.
+    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError>;
     /// Who has the data open, in words for a sentence.
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError>;
     /// Total and free bytes.

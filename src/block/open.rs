@@ -51,9 +51,29 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// What the system says of the file.
 pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
+    wait_for(path, Opened::InAnyWay)
+}
+
+/// The same of whoever can write to it.
+///
+/// # Errors
+///
+/// What the system says of the file.
+pub fn writer(path: &Path) -> io::Result<Option<Holder>> {
+    wait_for(path, Opened::ForWriting)
+}
+
+/// Whom a question is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opened {
+    InAnyWay,
+    ForWriting,
+}
+
+fn wait_for(path: &Path, opened: Opened) -> io::Result<Option<Holder>> {
     let deadline = Instant::now() + PASSING;
     loop {
-        let holder = holder_now(path)?;
+        let holder = holder_now(path, opened)?;
         if holder.is_none() || Instant::now() >= deadline {
             return Ok(holder);
         }
@@ -61,7 +81,7 @@ pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
     }
 }
 
-fn holder_now(path: &Path) -> io::Result<Option<Holder>> {
+fn holder_now(path: &Path, opened: Opened) -> io::Result<Option<Holder>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -72,13 +92,13 @@ fn holder_now(path: &Path) -> io::Result<Option<Holder>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
-    let leased = takes_lease(&file);
+    let leased = takes_lease(&file, opened);
     if leased == Some(true) {
         return Ok(None);
     }
     let mut by_us = 0;
     for id in processes()? {
-        let count = count_open(id, &file, path);
+        let count = count_open(id, &file, path, opened);
         if id == std::process::id() {
             by_us = count;
         } else if count > 0 {
@@ -86,12 +106,13 @@ fn holder_now(path: &Path) -> io::Result<Option<Holder>> {
             return Ok(Some(Holder::Process { id, name: name.trim().to_owned() }));
         }
     }
-    // This function has it open itself.
-    Ok((leased == Some(false) && by_us <= 1).then_some(Holder::Unknown))
+    // This function has it open itself, for reading.
+    let own = usize::from(opened == Opened::InAnyWay);
+    Ok((leased == Some(false) && by_us <= own).then_some(Holder::Unknown))
 }
 
-/// Whether the kernel grants that nobody else has the file open; `None` if it does not say.
-fn takes_lease(file: &File) -> Option<bool> {
+/// Whether the kernel grants that nobody else has the file open like this; `None` if it does not say.
+fn takes_lease(file: &File, opened: Opened) -> Option<bool> {
     let control = |command: libc::c_int, argument: libc::c_int| {
         // SAFETY: F_SETSIG and F_SETLEASE take an integer and touch no memory; the descriptor is open.
         let result = unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
@@ -99,7 +120,11 @@ fn takes_lease(file: &File) -> Option<bool> {
     };
     // Whoever opens it while we hold the lease has us told by a signal: by this one, which is ignored unless asked for.
     control(F_SETSIG, libc::SIGURG).ok()?;
-    match control(libc::F_SETLEASE, libc::F_WRLCK) {
+    let lease = match opened {
+        Opened::InAnyWay => libc::F_WRLCK,
+        Opened::ForWriting => libc::F_RDLCK,
+    };
+    match control(libc::F_SETLEASE, lease) {
         Ok(()) => {
             // It ends with the file at the latest.
             let _ends_anyway = control(libc::F_SETLEASE, libc::F_UNLCK);
@@ -116,7 +141,7 @@ fn processes() -> io::Result<Vec<u32>> {
 }
 
 /// How often a process has it open. A process that ends meanwhile has nothing open.
-fn count_open(process: u32, file: &File, path: &Path) -> usize {
+fn count_open(process: u32, file: &File, path: &Path, opened: Opened) -> usize {
     let Ok(wanted) = file.metadata() else { return 0 };
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else { return 0 };
     let is_it = |entry: fs::DirEntry| {
@@ -129,7 +154,8 @@ fn count_open(process: u32, file: &File, path: &Path) -> usize {
             return None;
         }
         let found = fs::metadata(entry.path()).ok()?;
-        Some((found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+        let is_it = (found.dev(), found.ino()) == (wanted.dev(), wanted.ino());
+        Some(is_it && (opened == Opened::InAnyWay || can_write(process, number.to_str()?)))
     };
     descriptors.filter_map(|entry| is_it(entry.ok()?)).filter(|is_it| *is_it).count()
 }
@@ -138,6 +164,13 @@ fn count_open(process: u32, file: &File, path: &Path) -> usize {
 fn inode_of(process: u32, descriptor: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse().ok())
+}
+
+/// Whether an open file was opened for writing; one that is closed by now was not.
+fn can_write(process: u32, descriptor: &str) -> bool {
+    let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 #[cfg(test)]
@@ -175,6 +208,25 @@ mod tests {
             assert_eq!(found.unwrap(), Some(Holder::Process { id: child.id(), name: "sleep".to_owned() }));
         }
         assert_eq!(holder(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn who_only_reads_is_no_writer() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("disk");
+        fs::write(&path, "data").unwrap();
+        for (writes, expected) in [(false, None), (true, Some("sleep"))] {
+            let file = OpenOptions::new().read(true).write(writes).open(&path).unwrap();
+            let mut child = Command::new("sleep").arg("60").stdin(Stdio::from(file)).spawn().unwrap();
+            let found = writer(&path);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let found = found.unwrap().map(|holder| match holder {
+                Holder::Process { name, .. } => name,
+                Holder::Unknown => String::new(),
+            });
+            assert_eq!(found.as_deref(), expected);
+        }
     }
 
     #[test]

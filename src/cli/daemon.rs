@@ -15,17 +15,21 @@ use super::mountpoint::{self, MountEntry};
 use super::pinned::Pinned;
 use super::probe::{self, Answer};
 use super::state_directory::{StateDirectory, StateDirectoryError};
+use super::supervisor::Watched;
+use crate::block::backends::Backends;
 use crate::block::directory::DirectoryBackend;
+use crate::block::local::HostDevices;
 use crate::config::{IMPORT_DIRECTORY, Settings};
 use crate::fuse::{self, Mount};
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::inventory::{Change, Inventory, Part};
+use crate::model::backend::Kind;
 use crate::privilege::Privilege;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use crate::tree::{self, Tree};
 use crate::workflow::consoles::TOKEN_LIFETIME;
-use crate::workflow::engine::{self, Engine};
+use crate::workflow::engine::{self, Engine, Pulse};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Ledger, now};
 use crate::workflow::reconcile::{self, Reconciler};
@@ -133,6 +137,7 @@ pub struct Prepared {
     read_only: bool,
     changes: Receiver<Arc<Vec<Change>>>,
     inventory: Arc<Inventory>,
+    pulse: Pulse,
     reconciler: Arc<Reconciler>,
     tree: Arc<Tree>,
 }
@@ -159,6 +164,8 @@ fn import_directory(settings: &Settings, mountpoint: &Path) -> Result<(), Daemon
 /// A mount that answers.
 pub struct Daemon {
     mountpoint: PathBuf,
+    inventory: Arc<Inventory>,
+    pulse: Pulse,
     reconciler: Arc<Reconciler>,
     mount: Arc<Mount>,
 }
@@ -199,7 +206,16 @@ impl Daemon {
         let events =
             EventLog::open(path.clone(), inventory.clone()).map_err(|source| DaemonError::Events { path, source })?;
         let guest_group = guest_group(settings.privilege);
-        let block = Arc::new(DirectoryBackend::new(state.path().join("disks"), guest_group));
+        let block = Arc::new(
+            DirectoryBackend::new(state.path().join("disks"), guest_group)
+                .with_volumes_in(state.path().join("volumes"))
+                .managing(settings.backends.manage.clone()),
+        );
+        let mut backends = Backends::new(Kind::Directory, block.clone());
+        for (name, backend) in &settings.backends.further {
+            backends.add(backend.kind, backend.make(name, guest_group));
+        }
+        let local = Arc::new(HostDevices::new(state.path().join("exports"), settings.privilege));
         let reconciler = Reconciler::start(
             ledger.clone(),
             store,
@@ -226,6 +242,8 @@ impl Daemon {
                 ledger: ledger.clone(),
                 hypervisor,
                 block,
+                backends,
+                local,
                 reconciler: reconciler.clone(),
                 events: events.clone(),
             },
@@ -245,6 +263,7 @@ impl Daemon {
                 shelf_grace: SHELF_GRACE,
             },
         )?;
+        let pulse = engine.pulse();
         let tree = Tree::new(
             inventory.clone(),
             engine,
@@ -265,6 +284,7 @@ impl Daemon {
             read_only: settings.read_only,
             changes,
             inventory,
+            pulse,
             reconciler,
             tree,
         })
@@ -297,7 +317,8 @@ impl Prepared {
         let queue = Arc::downgrade(&mount);
         let ask = move || queue.upgrade().map(|mount| mount.backlog()).unwrap_or_default();
         self.inventory.metrics().set_backlog(Box::new(ask));
-        let daemon = Daemon { mountpoint: path, reconciler: self.reconciler, mount };
+        let (inventory, pulse) = (self.inventory, self.pulse);
+        let daemon = Daemon { mountpoint: path, inventory, pulse, reconciler: self.reconciler, mount };
         if let Err(error) = daemon.begin(state) {
             daemon.stopper().stop();
             return Err(error);
@@ -330,6 +351,12 @@ impl Daemon {
     /// What [`Daemon::wait`] can be ended with.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.mount.clone())
+    }
+
+    /// What a service manager is told of.
+    pub fn watched(&self) -> Watched {
+        let (mountpoint, inventory) = (self.mountpoint.clone(), self.inventory.clone());
+        Watched { mountpoint, inventory, pulse: self.pulse.clone() }
     }
 
     /// Serves until somebody unmounts, from inside or outside. Guests stay as they are.

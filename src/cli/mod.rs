@@ -19,6 +19,7 @@ mod place;
 mod probe;
 mod signals;
 mod state_directory;
+mod supervisor;
 mod wait;
 mod watch;
 

@@ -11,6 +11,7 @@ use super::daemon::{Daemon, DaemonError};
 use super::mountpoint::{Mountpoint, MountpointError};
 use super::signals;
 use super::state_directory::{StateDirectory, StateDirectoryError};
+use super::supervisor;
 use crate::config::{ConfigError, Layer, parse_duration};
 
 /// The command line of `mount`.
@@ -63,6 +64,9 @@ pub enum MountError {
     /// No FUSE in this kernel, or not for us.
     #[error("{0}")]
     NoFuse(io::Error),
+    /// A thread cannot be started.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("signals cannot be caught")]
     Signals(#[source] io::Error),
@@ -117,7 +121,15 @@ fn serve(arguments: &Arguments, caller: &mut Option<Caller>) -> Result<(), Mount
     let signals = signals::catch().map_err(MountError::Signals)?;
     let daemon = prepared.mount(&mut state)?;
     let stopper = daemon.stopper();
-    signals.on_first(move || stopper.stop()).map_err(MountError::Signals)?;
+    // Whom --background returned to has no service manager above the daemon, whatever its environment says.
+    let supervised = caller.is_none();
+    let stop = move || {
+        if supervised {
+            supervisor::stopping();
+        }
+        stopper.stop();
+    };
+    signals.on_first(stop).map_err(MountError::Signals)?;
     if let Some(caller) = caller.take()
         && let Err(error) = caller.ready()
     {
@@ -126,7 +138,14 @@ fn serve(arguments: &Arguments, caller: &mut Option<Caller>) -> Result<(), Mount
         return Err(error.into());
     }
     log::info!("{} is mounted, state in {}", mountpoint.path().display(), state.path().display());
+    if supervised {
+        supervisor::ready(daemon.watched()).map_err(MountError::Thread)?;
+    }
     daemon.wait()?;
+    if supervised {
+        // Somebody may have unmounted it.
+        supervisor::stopping();
+    }
     log::info!("{} is unmounted; guests go on running", mountpoint.path().display());
     Ok(())
 }

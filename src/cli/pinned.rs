@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::identity::verify;
-use crate::hypervisor::definition::Profile;
+use crate::hypervisor::definition::{AttachedDisk, Profile};
 use crate::hypervisor::{
-    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Reboot,
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Places,
+    Reboot,
 };
 
 /// What is known of the present connection.
@@ -93,7 +94,12 @@ impl Hypervisor for Pinned {
             for event in incoming {
                 match event {
                     Event::Connected | Event::Disconnected(_) => *pin.gate.lock() = Gate::Unknown,
-                    Event::Changed(_) | Event::Rebooted(_) | Event::Moved(_) | Event::Undefined { .. } => {}
+                    Event::Changed(_)
+                    | Event::Rebooted(_)
+                    | Event::Moved(_)
+                    | Event::DeviceRemoved(_)
+                    | Event::DeviceKept { .. }
+                    | Event::Undefined { .. } => {}
                 }
                 if sender.send(event).is_err() {
                     return;
@@ -126,6 +132,22 @@ impl Hypervisor for Pinned {
 
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError> {
         self.right()?.definition(uuid)
+    }
+
+    fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError> {
+        self.right()?.live_definition(uuid)
+    }
+
+    fn attach_disk(&self, uuid: Uuid, disk: &AttachedDisk, places: Places) -> Result<(), HypervisorError> {
+        self.right()?.attach_disk(uuid, disk, places)
+    }
+
+    fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError> {
+        self.right()?.detach_disk(uuid, device, places)
+    }
+
+    fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
+        self.right()?.resize_disk(uuid, device, size_bytes)
     }
 
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {

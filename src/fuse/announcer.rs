@@ -195,7 +195,11 @@ impl Mount {
         match action {
             Action::Touch { path } => {
                 let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-                let file = beneath(&root, Path::new(path), flags)?;
+                let file = match beneath(&root, Path::new(path), flags) {
+                    // In which entries came or went: ATTRIB.
+                    Err(Errno::EISDIR) => beneath(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?,
+                    other => other?,
+                };
                 futimens(&file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW)
             }
             Action::MakeDirectory { path } => {

@@ -166,7 +166,7 @@ impl Edge {
         // Taken before the content: a change in between is then seen as one that was not read.
         let sequence = self.versions.sequence(handle.node.inode());
         match handle.held() {
-            Some(content @ Content::Snapshot(_)) if offset > 0 => return Ok(content),
+            Some(content @ (Content::Snapshot(_) | Content::Secret(_))) if offset > 0 => return Ok(content),
             Some(content @ (Content::File(_) | Content::Draft(..))) => {
                 handle.saw(sequence);
                 return Ok(content);
@@ -177,7 +177,7 @@ impl Edge {
                 return Ok(content);
             }
             None if offset > 0 && handle.is_adopted() => return Err(Errno::ESTALE),
-            Some(Content::Snapshot(_) | Content::Piece(_)) | None => {}
+            Some(Content::Snapshot(_) | Content::Secret(_) | Content::Piece(_)) | None => {}
         }
         let content = self.interface.content(handle.node, uid).map_err(|reason| errno(&reason))?;
         handle.hold(content.clone(), sequence);
@@ -266,7 +266,7 @@ impl Edge {
         let (file, draft) = match content {
             Some(Content::File(file)) => (Some(file), None),
             Some(Content::Draft(file, draft)) => (Some(file), Some(draft)),
-            Some(Content::Snapshot(_) | Content::Piece(_)) | None => (None, None),
+            Some(Content::Snapshot(_) | Content::Secret(_) | Content::Piece(_)) | None => (None, None),
         };
         if let Some(file) = file {
             return self.pool.run(move || {
@@ -299,12 +299,13 @@ impl Edge {
         let Ok(count) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let caller = self.caller(request);
         let writer = handle.clone();
-        let before = self.interface.admission(handle.node);
+        let governed = self.interface.governed(handle.node);
+        let before = self.interface.admission(governed);
         let edge = self.clone();
         let done: Completion = Box::new(move |result| match result {
             Ok(()) => {
                 writer.wrote();
-                edge.admitted(writer.node, &before);
+                edge.admitted(governed, &before);
                 reply.written(count);
             }
             Err(reason) => reply.error(errno(&reason)),

@@ -48,6 +48,12 @@ fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     }
 }
 
+/// At most `size` bytes from `offset` on.
+fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
+    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+    rest.get(..size).unwrap_or(rest)
+}
+
 impl Filesystem for Frontend {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wished =
@@ -186,7 +192,7 @@ impl Filesystem for Frontend {
             return reply.error(Errno::EROFS);
         }
         let done = edge.made(parent, reply);
-        edge.interface.symlink(parent, name, target, edge.caller(request), done);
+        edge.interface.clone().symlink(parent, name, target, edge.caller(request), done);
     }
 
     fn rename(
@@ -309,10 +315,8 @@ impl Filesystem for Frontend {
                 data.read_at(offset, size, done);
             }
             Purpose::Value => match answer!(reply, edge.content(&handle, offset, request.uid())) {
-                Content::Snapshot(bytes) => {
-                    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-                    reply.data(rest.get(..size).unwrap_or(rest));
-                }
+                Content::Snapshot(bytes) => reply.data(part(&bytes, offset, size)),
+                Content::Secret(secret) => reply.data(part(secret.bytes(), offset, size)),
                 Content::File(file) => edge.pool.run(move || match read_fully(&file, offset, size) {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => reply.error(error.into()),

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Open for writing, set the modification time, close: MODIFY and CLOSE_WRITE.
+    /// Open for writing, set the modification time, close: MODIFY and CLOSE_WRITE; of a directory ATTRIB alone.
     Touch {
-        /// The file.
+        /// The file or directory.
         path: String,
     },
     /// CREATE of a directory.

@@ -1,6 +1,7 @@
 //! Domain XML: what we write for a new guest (`new_domain`), what we read out of any definition, and what we change in
-//! one (`edit`).
+//! one (`edit`). `attached_disk` is the element of a volume.
 
+mod attached_disk;
 mod edit;
 mod new_domain;
 
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 pub use crate::model::domain::{DefinedDisk, Definition};
 use crate::model::network::Network;
+pub use attached_disk::{AttachedDisk, disk_alias, disk_element, serial, targets};
 pub use edit::{with_hardware, with_operation};
 pub use new_domain::{BackingImage, NewDomain, mac_address};
 

@@ -28,6 +28,15 @@ pub enum Event {
     /// This domain's guest has moved to another host, which owns its disks now. Its definition may have stayed, or gone
     /// without another word.
     Moved(Uuid),
+    /// A device was taken out of this domain's guest: the guest has let it go.
+    DeviceRemoved(Uuid),
+    /// The guest was asked to let a device go, and refused.
+    DeviceKept {
+        /// The domain.
+        uuid: Uuid,
+        /// The hypervisor's own name for the device, see [`definition::disk_alias`].
+        device: String,
+    },
     /// This domain was undefined. `kept` says that libvirt reported a rename or a migration, after which the
     /// definition lives on elsewhere.
     Undefined {
@@ -79,6 +88,15 @@ pub enum AddressSource {
     Agent,
     /// The host: its DHCP leases, else its neighbour table.
     Host,
+}
+
+/// Which of a domain's two definitions a call is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The one that outlives its run.
+    pub persistent: bool,
+    /// What the guest has now.
+    pub live: bool,
 }
 
 /// Which networks guests can have here.
@@ -134,6 +152,8 @@ pub trait Hypervisor: Send + Sync {
     fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError>;
     /// The persistent definition (the live one of a transient domain) as XML, without secrets.
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError>;
+    /// What the guest has now, as XML without secrets; `None` while there is no guest.
+    fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError>;
     /// Creates or replaces a definition.
     fn define(&self, xml: &str) -> Result<(), HypervisorError>;
     /// Removes a definition and its saved memory; disks, NVRAM and TPM state stay.
@@ -165,6 +185,15 @@ pub trait Hypervisor: Send + Sync {
     /// Changes virtual CPUs and memory in the definition of a domain that is off; everything else in it stays, secrets
     /// included. `None` leaves a value as it is.
     fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError>;
+    /// Puts a disk into these definitions, in one call: into both, or into neither. Refused where the device is there
+    /// already.
+    fn attach_disk(&self, uuid: Uuid, disk: &definition::AttachedDisk, places: Places) -> Result<(), HypervisorError>;
+    /// Takes a disk out of these definitions. The guest is only asked to let it go, and does later or never: then
+    /// [`Event::DeviceRemoved`] or [`Event::DeviceKept`] comes.
+    fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError>;
+    /// Makes a disk of a guest that is there larger, and tells the guest; one of this size or larger stays as it is. Where
+    /// the disk is a file, that grows too.
+    fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError>;
     /// The addresses of a running guest, as this source knows them; empty if it knows none.
     fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError>;
     /// Which networks guests can have here. Asks nobody.

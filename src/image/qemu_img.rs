@@ -5,6 +5,7 @@
 //! where we are not root ourselves, and cannot become anybody, as ourselves without access to our files.
 
 pub(crate) mod cage;
+mod convert;
 pub(crate) mod rights;
 
 use std::ffi::{OsStr, OsString};
@@ -21,6 +22,7 @@ use serde::Deserialize;
 use super::Format;
 use super::inspect::{Examined, examine};
 use crate::privilege::Privilege;
+pub use convert::{ConvertFailure, End, convert, create, volume_size};
 use rights::Rights;
 
 /// `nobody` and `nogroup`, the same numbers everywhere: who reads untrusted bytes where we are root.
@@ -80,7 +82,7 @@ pub fn info_of(file: &File, format: Format) -> Result<QemuInfo, String> {
     describe(file, format, without_our_rights())
 }
 
-fn describe(file: &File, format: Format, rights: Rights) -> Result<QemuInfo, String> {
+fn describe(file: &File, format: Format, rights: Rights<'_>) -> Result<QemuInfo, String> {
     let examined = examine(file, Some(format)).map_err(|refusal| refusal.to_string())?;
     let copy = sealed_metadata(file, &examined).map_err(|error| format!("cannot copy the image's header: {error}"))?;
     let mut command = Command::new("qemu-img");
@@ -158,7 +160,7 @@ pub fn check(path: &Path, cancelled: &dyn Fn() -> bool) -> Result<(), CheckFailu
     check_absolute(path).map_err(CheckFailure::Failed)?;
     let mut command = Command::new("qemu-img");
     command.args(["check", "-q", "-U", "-f", Format::Qcow2.word(), "--"]).arg(path).stdin(Stdio::null());
-    match cage::run_to_end(command, cage::Limits::checking(), Rights::Ours, cancelled) {
+    match cage::run_to_end(command, cage::Limits::checking(), Rights::Ours, &|_output| cancelled()) {
         Ok(ended) => match ended.status.code() {
             Some(0 | LEAKS) => Ok(()),
             Some(DAMAGED) => Err(CheckFailure::Damaged(ended.words())),
@@ -170,7 +172,7 @@ pub fn check(path: &Path, cancelled: &dyn Fn() -> bool) -> Result<(), CheckFailu
 }
 
 /// For what parses untrusted bytes.
-fn without_our_rights() -> Rights {
+fn without_our_rights() -> Rights<'static> {
     if Privilege::of_this_process().is_root() { Rights::Of(NOBODY) } else { Rights::SystemOnly }
 }
 

@@ -1,5 +1,6 @@
 //! What the inventory holds: immutable objects, shared by reference.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -350,6 +351,8 @@ pub struct Health {
     pub store: Part,
     /// The disks' directory.
     pub directory: Part,
+    /// The backends that the configuration names, by name.
+    pub backends: BTreeMap<String, Part>,
     /// The child process that makes inotify events.
     pub announcer: Part,
     /// Name of the host that the domains run on, for `host`.

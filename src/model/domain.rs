@@ -1,6 +1,6 @@
 //! A domain, as the hypervisor described it at one moment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -129,4 +129,13 @@ pub enum DiskSource {
     File(PathBuf),
     /// A block device, absolute.
     Block(PathBuf),
+}
+
+impl DiskSource {
+    /// Where it lies on this host, if it does.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            DiskSource::File(path) | DiskSource::Block(path) => Some(path),
+        }
+    }
 }

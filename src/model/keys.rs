@@ -54,6 +54,16 @@ impl<V> Keys<V> {
         self.entries.len()
     }
 
+    /// Whether there is room for one more.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::KeyQuota`] where there is none.
+    pub fn room(&self) -> Result<(), Reason> {
+        let is_full = self.entries.len() >= MOST || self.last >= LARGEST_SERIAL;
+        if is_full { Err(Reason::KeyQuota { limit: MOST }) } else { Ok(()) }
+    }
+
     /// Sets a value, made if it is not there.
     ///
     /// # Errors
@@ -64,12 +74,15 @@ impl<V> Keys<V> {
             entry.value = value;
             return Ok(());
         }
-        if self.entries.len() >= MOST || self.last >= LARGEST_SERIAL {
-            return Err(Reason::KeyQuota { limit: MOST });
-        }
+        self.room()?;
         self.last += 1;
         self.entries.insert(key.to_owned(), Entry { serial: self.last, value });
         Ok(())
+    }
+
+    /// Removes all whose value is not wanted.
+    pub fn retain(&mut self, is_wanted: impl Fn(&V) -> bool) {
+        self.entries.retain(|_, entry| is_wanted(&entry.value));
     }
 
     /// Removes a key; one that is not there is no error.

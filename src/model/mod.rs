@@ -17,6 +17,7 @@ pub mod protection;
 pub mod reason;
 pub mod reconfiguration;
 pub mod record;
+pub mod secret;
 pub mod sharing;
 pub mod task;
 pub mod transfer;

@@ -99,6 +99,8 @@ pub enum Reason {
     NameTaken(String),
     /// An object of that uuid or name exists.
     Exists,
+    /// The data of a new volume belongs to an object already; the sentence says to which.
+    DataTaken(String),
     /// No such file or object.
     NotFound(String),
     /// The directory cannot be removed like this.
@@ -193,6 +195,7 @@ impl Reason {
             | Reason::Image(_) => 7,
             Reason::NameTaken(_)
             | Reason::Exists
+            | Reason::DataTaken(_)
             | Reason::NotEmpty
             | Reason::DraftQuota { .. }
             | Reason::KeyQuota { .. }
@@ -235,7 +238,7 @@ impl Reason {
             Reason::NotBuilt { .. } | Reason::Unsupported(_) => libc::EOPNOTSUPP,
             Reason::Unreachable(_) => libc::ENODEV,
             Reason::Busy { .. } | Reason::InUse(_) | Reason::DataOpen => libc::EBUSY,
-            Reason::NameTaken(_) | Reason::Exists => libc::EEXIST,
+            Reason::NameTaken(_) | Reason::Exists | Reason::DataTaken(_) => libc::EEXIST,
             Reason::NotFound(_) => libc::ENOENT,
             Reason::NotEmpty => libc::ENOTEMPTY,
             Reason::DraftQuota { .. } | Reason::KeyQuota { .. } | Reason::ScratchQuota | Reason::DiskQuota(_) => {
@@ -327,6 +330,7 @@ impl fmt::Display for Reason {
             | Reason::Unsupported(sentence)
             | Reason::Image(sentence)
             | Reason::InUse(sentence)
+            | Reason::DataTaken(sentence)
             | Reason::TimedOut(sentence)
             | Reason::Damaged(sentence)
             | Reason::Failed(sentence) => f.write_str(sentence),

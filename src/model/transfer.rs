@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::caller::{Caller, Ownership};
-use super::record::ErrorHistory;
+use super::record::{ErrorHistory, Expiry};
+use super::secret::Secret;
 
 /// The order is only ever appended to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,6 +56,21 @@ impl Recipient {
     }
 }
 
+/// Who may take an offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taker {
+    /// These alone, without a key.
+    Named(Recipient),
+    /// Whoever has the key, which is stored nowhere.
+    Key {
+        /// Random bytes, hexadecimal, that are hashed with the key.
+        salt: String,
+        /// SHA-256 of salt and key, hexadecimal.
+        hash: String,
+    },
+}
+
 /// An offer, under `transfers/<uuid>`. It stays for a while after its end, to say how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferRecord {
@@ -66,16 +82,14 @@ pub struct TransferRecord {
     pub volume: Uuid,
     /// Whose the volume was when it was offered.
     pub ownership: Ownership,
-    /// Who alone may take it.
-    pub recipient: Option<Recipient>,
-    /// Random bytes, hexadecimal, that are hashed with the key.
-    pub salt: String,
-    /// SHA-256 of salt and key, hexadecimal. The key itself is stored nowhere.
-    pub key_hash: String,
+    /// The user who made the offer: the volume's owner, or somebody else who may.
+    pub offered_by: u32,
+    /// Who may take it.
+    pub taker: Taker,
     /// Unix seconds.
     pub created_at: u64,
-    /// Unix seconds.
-    pub expires_at: u64,
+    /// Until when it can be taken.
+    pub expiry: Expiry,
     /// How it stands.
     pub state: State,
     /// Unix seconds of its end.
@@ -88,7 +102,9 @@ pub struct TransferRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferChange {
     /// `accept`: the key, or `1` of a named recipient.
-    Accept(String),
+    Accept(Secret),
     /// `cancelled` written to `state`.
     Cancel,
+    /// The daemon's own: nobody took it in time.
+    Expire,
 }

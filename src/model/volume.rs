@@ -1,6 +1,7 @@
 //! Volumes: disks that exist by themselves, their states and words.
 
 pub mod change;
+pub mod device;
 pub mod record;
 
 use serde::{Deserialize, Serialize};
@@ -231,6 +232,16 @@ impl Situation<'_> {
         }
     }
 
+    /// What failed as a block device of this host still is one, until somebody takes that away.
+    pub fn check_no_device(&self) -> Result<(), Reason> {
+        match &self.record.local {
+            Some(_) if self.state == State::Error => {
+                Err(Reason::InUse("it is still a block device of this host; write 0 to local_attach first".to_owned()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Why the state does not allow what `word` asks for.
     pub fn wrong_state(&self, word: &'static str) -> Reason {
         Reason::State { state: self.state.word(), word, available: available(self).join(" ") }
@@ -257,6 +268,7 @@ pub fn decide(situation: &Situation<'_>, word: Word) -> Result<Effect, Reason> {
         Word::State(_) | Word::Deleted => {}
     }
     idle(situation.task)?;
+    situation.check_no_device()?;
     transition(situation.state, word).ok_or_else(|| situation.wrong_state(word.word()))
 }
 
@@ -269,7 +281,10 @@ pub fn available(situation: &Situation<'_>) -> Vec<&'static str> {
                 situation.check(Action::Change).is_ok()
             }
         };
-        is_open && situation.task.is_none() && transition(situation.state, *word).is_some()
+        is_open
+            && situation.task.is_none()
+            && situation.check_no_device().is_ok()
+            && transition(situation.state, *word).is_some()
     };
     Word::REQUESTS.into_iter().filter(is_allowed).map(Word::word).collect()
 }

@@ -40,14 +40,14 @@ pub enum Type {
     Directory,
 }
 
-/// A file of a directory whose files users make.
+/// An entry of a directory whose entries come and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFile {
     /// Its number in the directory, see [`crate::model::keys::Entry`].
     pub serial: u32,
-    /// Its name, as a file name.
+    /// Its name, as a file name; of a file of [`Read::Entries`] the name of the directory that it lies in.
     pub name: String,
-    /// Its value, without the newline.
+    /// Its value, without the newline; of a symlink the uuid of what it leads to, of a directory nothing.
     pub value: String,
     /// The group that writes it, besides those who may write everything in the directory.
     pub writer: Option<u32>,
@@ -79,6 +79,14 @@ pub enum Read<O> {
     Directory,
     /// A directory of files that come and go.
     Keys(fn(&O) -> Vec<KeyFile>),
+    /// A directory of symlinks that come and go.
+    Links(fn(&O) -> Vec<KeyFile>),
+    /// A directory of directories that come and go; the rows of their files are named `<this>/*/<file>`.
+    Nested(fn(&O) -> Vec<KeyFile>),
+    /// A file in each of those: its value there.
+    Entries(fn(&O) -> Vec<KeyFile>),
+    /// The key of an offer, which only who offered can read, and only for a while.
+    OfferKey,
 }
 
 /// What a write does.
@@ -87,6 +95,8 @@ pub enum Write<C> {
     Never,
     /// The value as a change; the resolver finds the objects that it names.
     Change(fn(&str, &Resolver<'_>) -> Result<C, Reason>),
+    /// The same of an order that reads otherwise than it was written: no part of `spec.json`.
+    Order(fn(&str, &Resolver<'_>) -> Result<C, Reason>),
     /// Bulk data.
     Data,
     /// A whole document, which is collected until it is complete.
@@ -135,7 +145,9 @@ impl<O, C> Row<O, C> {
         match self.write {
             Write::Spec | Write::Json(_) => Some(document::Kind::Json),
             Write::Document(_) => Some(document::Kind::Text),
-            Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => None,
+            Write::Never | Write::Change(_) | Write::Order(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {
+                None
+            }
         }
     }
 
@@ -147,7 +159,7 @@ impl<O, C> Row<O, C> {
     /// The files of the directory that this is, if they come and go.
     pub fn keys(&self, object: &O) -> Vec<KeyFile> {
         match &self.read {
-            Read::Keys(keys) => keys(object),
+            Read::Keys(keys) | Read::Links(keys) | Read::Nested(keys) | Read::Entries(keys) => keys(object),
             Read::Nothing
             | Read::Value(_)
             | Read::Sometimes(_)
@@ -158,7 +170,9 @@ impl<O, C> Row<O, C> {
             | Read::Stream
             | Read::Data
             | Read::Console(_)
-            | Read::Directory => Vec::new(),
+            | Read::Directory
+           
+            | Read::OfferKey => Vec::new(),
         }
     }
 
@@ -176,13 +190,37 @@ impl<O, C> Row<O, C> {
             | Read::Data
             | Read::Console(_)
             | Read::Directory
-            | Read::Keys(_) => None,
+            | Read::Keys(_)
+            | Read::Links(_)
+            | Read::Nested(_)
+            | Read::Entries(_)
+           
+            | Read::OfferKey => None,
         }
+    }
+
+    /// Whether it is the key of an offer.
+    pub fn is_offer_key(&self) -> bool {
+        matches!(self.read, Read::OfferKey)
     }
 
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
-        matches!(self.read, Read::Directory | Read::Keys(_))
+        match self.read {
+            Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => true,
+            Read::Nothing
+            | Read::Value(_)
+            | Read::Sometimes(_)
+            | Read::Place(_)
+            | Read::Link(_)
+            | Read::Document(_)
+            | Read::Definition
+            | Read::Stream
+            | Read::Data
+            | Read::Console(_)
+            | Read::Entries(_)
+            | Read::OfferKey => false,
+        }
     }
 
     /// Whether the value is there, and is empty.
@@ -204,7 +242,12 @@ impl<O, C> Row<O, C> {
             | Read::Data
             | Read::Console(_)
             | Read::Directory
-            | Read::Keys(_) => None,
+            | Read::Keys(_)
+            | Read::Links(_)
+            | Read::Nested(_)
+            | Read::Entries(_)
+           
+            | Read::OfferKey => None,
         }
     }
 }

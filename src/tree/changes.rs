@@ -1,15 +1,17 @@
 //! What a change of the inventory means for files and names.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::attribute::Row;
 use super::names::Position;
 use super::node::{Directory, Node};
-use super::{Touched, backend, fixed, flavor, image, instance, root, task, transfer, view, volume};
+use super::{Kind, Touched, backend, directory, fixed, flavor, image, instance, root, task, transfer, view, volume};
 use crate::inventory::{Change, Instance, Inventory, Object, Task};
 use crate::model::Class;
 
-/// The files that read differently since a change. Symlinks and bulk data are not among them.
+/// The files that read differently since a change, and the directories of objects in which entries came or went.
+/// Symlinks and bulk data are not among them.
 pub fn touched(inventory: &Inventory, change: &Change) -> Vec<Touched> {
     match change {
         Change::Object { old, new } => {
@@ -102,18 +104,32 @@ fn naming(task: &Arc<Task>) -> Vec<Touched> {
 fn rows<O, C>(rows: &[Row<O, C>], old: &O, new: &O, touched: impl Fn(&Row<O, C>) -> Touched) -> Vec<Touched> {
     let values =
         rows.iter().filter(|row| row.render(old) != row.render(new) || row.place(old) != row.place(new)).map(&touched);
-    let keys = rows.iter().filter(|row| row.is_directory()).flat_map(|row| changed_keys(row, old, new, touched(row)));
+    let keys = rows.iter().flat_map(|row| changed_keys(row, old, new, touched(row)));
     values.chain(keys).collect()
 }
 
-/// The files of a directory that read differently. That some came or went shows in the object's `spec.json`.
-fn changed_keys<O, C>(row: &Row<O, C>, old: &O, new: &O, directory: Touched) -> Vec<Touched> {
-    let Node::Attribute(class, number, id) = directory.node else { return Vec::new() };
-    let before = row.keys(old);
-    let changed = row.keys(new).into_iter().filter(|key| !before.contains(key));
-    changed
-        .map(|key| Touched { node: Node::Key(class, number, id, key.serial), path: directory.path.join(&key.name) })
-        .collect()
+/// The files of a directory that read differently, and the directory itself if entries came or went.
+fn changed_keys<O, C>(row: &Row<O, C>, old: &O, new: &O, place: Touched) -> Vec<Touched> {
+    let Node::Attribute(class, number, id) = place.node else { return Vec::new() };
+    let (before, after) = (row.keys(old), row.keys(new));
+    let mut touched = Vec::new();
+    if before.iter().map(|key| key.serial).ne(after.iter().map(|key| key.serial)) && row.is_directory() {
+        touched.push(place.clone());
+    }
+    if directory::key_kind(class, id) == Kind::File {
+        let changed = after.iter().filter(|key| !before.contains(key));
+        touched.extend(changed.map(|key| Touched {
+            node: Node::Key(class, number, id, key.serial),
+            path: if row.is_directory() { place.path.join(&key.name) } else { within(&place.path, &key.name) },
+        }));
+    }
+    touched
+}
+
+/// The file of this name in one of the directories for which its row says `*`.
+fn within(path: &Path, entry: &str) -> PathBuf {
+    let outer = path.parent().and_then(Path::parent).unwrap_or(path);
+    outer.join(entry).join(path.file_name().unwrap_or_default())
 }
 
 fn summary(old: Option<&Object>, new: Option<&Object>) -> Option<Touched> {

@@ -12,7 +12,9 @@ use super::interface::Tree;
 use super::node::{Directory, Node};
 use super::rights::{self, Grant, Rights};
 use super::tables::with_table;
-use super::{Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, metrics, root, view};
+use super::{
+    Attributes, Caching, Content, Interface, Kind, directory, errors, image, instance, metrics, root, transfer, view,
+};
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
@@ -41,6 +43,10 @@ impl Tree {
             Node::Object(Class::Flavor | Class::Backend, _) => {
                 Some(plain(Kind::Directory, rights::FLAVOR_DIRECTORY, 0, Caching::Attributes))
             }
+            // Whoever was told of an offer finds it.
+            Node::Object(Class::Transfer, _) => {
+                Some(plain(Kind::Directory, rights::OFFER_DIRECTORY, 0, Caching::Attributes))
+            }
             Node::Object(..) => Some(plain(Kind::Directory, rights::DIRECTORY, 0, Caching::Attributes)),
             Node::NameLink(..) | Node::StateLink(..) => {
                 let size = self.target(node)?.len() as u64;
@@ -62,16 +68,22 @@ impl Tree {
                         None => Attributes { allocated, caching: Caching::Everything, ..attributes },
                     })
                 }
-                Object::Instance(_)
-                | Object::Flavor(_)
-                | Object::Task(_)
-                | Object::Volume(_)
-                | Object::Transfer(_)
-                | Object::Backend(_) => with_table!(object, |rows, value| {
-                    let row = find(rows, id)?;
-                    let size = self.row_size(row, value.as_ref(), object)?;
-                    Some(plain(row_kind(row), row.mode, size, row_caching(row)))
-                }),
+                Object::Transfer(transfer) => {
+                    let row = find(transfer::ROWS, id)?;
+                    let size = self.row_size(row, transfer.as_ref(), object)?;
+                    let rights = match row.read {
+                        Read::OfferKey => rights::of_offerer(transfer, row.mode),
+                        _ => rights::rights(object, row.mode, group),
+                    };
+                    Some(with(rights, row_kind(row), size, row_caching(row)))
+                }
+                Object::Instance(_) | Object::Flavor(_) | Object::Task(_) | Object::Volume(_) | Object::Backend(_) => {
+                    with_table!(object, |rows, value| {
+                        let row = find(rows, id)?;
+                        let size = self.row_size(row, value.as_ref(), object)?;
+                        Some(plain(row_kind(row), row.mode, size, row_caching(row)))
+                    })
+                }
             },
             Node::Key(Class::Instance, _, instance::CONSOLE_LOG, piece) => {
                 let size = match self.readable_log(object) {
@@ -83,8 +95,14 @@ impl Tree {
             }
             Node::Key(class, _, row, serial) => {
                 let key = directory::key(object, row, serial)?;
+                let kind = directory::key_kind(class, row);
+                let (mode, size) = match kind {
+                    Kind::File => (directory::key_mode(class, row), key.value.len() as u64 + 1),
+                    Kind::Symlink => (0o777, self.target(node)?.len() as u64),
+                    Kind::Directory => (rights::DIRECTORY, 0),
+                };
                 // They come and go: the kernel asks again each time.
-                Some(plain(Kind::File, directory::key_mode(class, row), key.value.len() as u64 + 1, Caching::Nothing))
+                Some(plain(kind, mode, size, Caching::Nothing))
             }
             Node::Directory(_) | Node::File(..) | Node::Events(_) | Node::Scratch(_) => None,
         }
@@ -133,7 +151,11 @@ impl Tree {
             Read::Stream => None,
             Read::Data => Some(self.data_size(object)),
             Read::Console(device) => Some(self.console_size(*device, object)),
-            Read::Directory | Read::Keys(_) => Some(0),
+            Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => Some(0),
+            // It may be gone when it is read.
+            Read::OfferKey => Some(0),
+            // There is one in each directory of its kind, and none here.
+            Read::Entries(_) => None,
             Read::Nothing | Read::Value(_) | Read::Sometimes(_) | Read::Document(_) => {
                 row.render(value).map(|text| text.len() as u64)
             }
@@ -150,10 +172,13 @@ impl Tree {
         let absent = || Reason::NotFound(format!("{} now", row.name));
         match &row.read {
             Read::Link(_) => Err(Reason::Malformed("this is a symlink".into())),
-            Read::Directory | Read::Keys(_) => Err(Reason::Malformed("this is a directory".into())),
+            Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => {
+                Err(Reason::Malformed("this is a directory".into()))
+            }
+            Read::OfferKey => self.engine.offer_key(object.id(), uid).map(Content::Secret),
             Read::Place(place) => Ok(snapshot(&self.place(place(value)))),
             Read::Definition => self.definition(object).map(|text| snapshot(&text)).ok_or_else(absent),
-            Read::Stream => Err(absent()),
+            Read::Stream | Read::Entries(_) => Err(absent()),
             Read::Data => match self.draft_data(object) {
                 Some(data) => match open(data.path())? {
                     Content::File(file) => Ok(Content::Draft(file, data)),
@@ -308,7 +333,7 @@ impl Tree {
     pub(super) fn file_size(&self, directory: Directory, id: u8) -> Option<u64> {
         match self.file_content(directory, id, 0).ok()? {
             Content::Snapshot(bytes) => Some(bytes.len() as u64),
-            Content::File(_) | Content::Draft(..) | Content::Piece(_) => None,
+            Content::Secret(_) | Content::File(_) | Content::Draft(..) | Content::Piece(_) => None,
         }
     }
 }
@@ -353,8 +378,10 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
         | Read::Definition
         | Read::Stream
         | Read::Data
-        | Read::Console(_) => Kind::File,
-        Read::Directory | Read::Keys(_) => Kind::Directory,
+        | Read::Console(_)
+        | Read::Entries(_)
+        | Read::OfferKey => Kind::File,
+        Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => Kind::Directory,
     }
 }
 
@@ -362,7 +389,7 @@ pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
 /// with the object's stay in the bin.
 fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
     match row.read {
-        Read::Sometimes(_) | Read::Console(_) => Caching::Nothing,
+        Read::Sometimes(_) | Read::Console(_) | Read::Entries(_) | Read::OfferKey => Caching::Nothing,
         Read::Nothing
         | Read::Value(_)
         | Read::Place(_)
@@ -372,7 +399,10 @@ fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
         | Read::Stream
         | Read::Data
         | Read::Directory
-        | Read::Keys(_) => Caching::Attributes,
+        | Read::Keys(_)
+        | Read::Links(_)
+        | Read::Nested(_)
+        => Caching::Attributes,
     }
 }
 
@@ -389,6 +419,11 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         | Read::Data
         | Read::Console(_)
         | Read::Directory
-        | Read::Keys(_) => None,
+        | Read::Keys(_)
+        | Read::Links(_)
+        | Read::Nested(_)
+        | Read::Entries(_)
+       
+        | Read::OfferKey => None,
     }
 }

@@ -6,6 +6,7 @@ use super::document;
 use super::interface::Tree;
 use super::node::Node;
 use super::tables::{with_rows, with_table};
+use super::Kind;
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::keys::Keys;
@@ -44,7 +45,7 @@ pub(super) fn rows(class: Class) -> Box<dyn Iterator<Item = Head>> {
 /// The rows that stand in the object's directory itself, with their names; or those in its directory of this name.
 fn rows_in(class: Class, directory: Option<&'static str>) -> impl Iterator<Item = (Head, &'static str)> {
     rows(class).filter_map(move |head| {
-        let name = match (directory, head.name.split_once('/')) {
+        let name = match (directory, head.name.rsplit_once('/')) {
             (None, None) => head.name,
             (Some(directory), Some((parent, name))) if parent == directory => name,
             (None, Some(_)) | (Some(_), _) => return None,
@@ -53,7 +54,7 @@ fn rows_in(class: Class, directory: Option<&'static str>) -> impl Iterator<Item 
     })
 }
 
-/// The files in one of an object's directories that users make.
+/// What comes and goes in one of an object's directories.
 pub(super) fn keys(object: &Object, row: u8) -> Vec<KeyFile> {
     fn of<O, C>(rows: &'static [Row<O, C>], row: u8, object: &O) -> Vec<KeyFile> {
         find(rows, row).map(|row| row.keys(object)).unwrap_or_default()
@@ -64,6 +65,18 @@ pub(super) fn keys(object: &Object, row: u8) -> Vec<KeyFile> {
 /// One of them.
 pub(super) fn key(object: &Object, row: u8, serial: u32) -> Option<KeyFile> {
     keys(object, row).into_iter().find(|key| key.serial == serial)
+}
+
+/// What the entries of such a directory are.
+pub(super) fn key_kind(class: Class, row: u8) -> Kind {
+    fn of<O, C>(rows: &'static [Row<O, C>], row: u8) -> Kind {
+        match find(rows, row).map(|row| &row.read) {
+            Some(Read::Links(_)) => Kind::Symlink,
+            Some(Read::Nested(_)) => Kind::Directory,
+            Some(_) | None => Kind::File,
+        }
+    }
+    with_rows!(class, |rows| of(rows, row))
 }
 
 /// The own mode of the files in such a directory.
@@ -89,7 +102,7 @@ impl Tree {
         let (class, number) = (object.class(), object.number());
         let row = rows_in(class, directory_name(parent)?).find(|(_, child)| *child == name);
         if let Some((head, _)) = row {
-            return self.named(&object, &head);
+            return self.named(parent, &object, &head);
         }
         let key = match parent {
             Node::Attribute(_, _, row) => {
@@ -112,13 +125,13 @@ impl Tree {
         let (class, number) = (object.class(), object.number());
         let Some(directory) = directory_name(parent) else { return };
         for (head, name) in rows_in(class, directory).filter(|(head, _)| u64::from(head.id) > cookie) {
-            let Some(node) = self.named(object, &head) else { continue };
+            let Some(node) = self.named(parent, object, &head) else { continue };
             if !each(u64::from(head.id), name, node) {
                 return;
             }
         }
+        const KEYS: u64 = 1 << 8;
         if let Node::Attribute(_, _, row) = parent {
-            const KEYS: u64 = 1 << 8;
             let mut keys = keys(object, row);
             keys.sort_by_key(|key| key.serial);
             for key in keys {
@@ -136,12 +149,16 @@ impl Tree {
         }
     }
 
-    /// The place that a row's name stands for now, if it exists.
-    fn named(&self, object: &Object, head: &Head) -> Option<Node> {
+    /// The place that a row's name stands for now in a directory, if it exists.
+    fn named(&self, directory: Node, object: &Object, head: &Head) -> Option<Node> {
         if head.is_stream {
             return self.piece(head.id, object);
         }
-        let node = Node::Attribute(object.class(), object.number(), head.id);
+        let (class, number) = (object.class(), object.number());
+        let node = match directory {
+            Node::Key(_, _, _, serial) => Node::Key(class, number, head.id, serial),
+            _ => Node::Attribute(class, number, head.id),
+        };
         self.object_attributes(node, object).map(|_| node)
     }
 
@@ -153,6 +170,10 @@ impl Tree {
                 let object = self.object(parent)?;
                 Some(keys(&object, row).into_iter().map(|key| key.name).collect())
             }
+            Node::Key(class, ..) => {
+                let directory = directory_name(parent)?;
+                Some(rows_in(class, directory).map(|(_, name)| name.to_owned()).collect())
+            }
             _ => None,
         }
     }
@@ -163,6 +184,14 @@ fn directory_name(node: Node) -> Option<Option<&'static str>> {
     match node {
         Node::Object(..) => Some(None),
         Node::Attribute(class, _, row) => rows(class).find(|head| head.id == row).map(|head| Some(head.name)),
+        Node::Key(class, _, row, _) if key_kind(class, row) == Kind::Directory => {
+            let directory = rows(class).find(|head| head.id == row)?.name;
+            let inner = |head: Head| {
+                let (parent, _) = head.name.rsplit_once('/')?;
+                parent.strip_suffix("/*").filter(|outer| *outer == directory).map(|_| parent)
+            };
+            rows(class).find_map(inner).map(Some)
+        }
         Node::Directory(_)
         | Node::File(..)
         | Node::Key(..)

@@ -15,6 +15,8 @@ use crate::model::change::InstanceChange;
 use crate::model::domain::ConsoleDevice;
 use crate::model::instance::{Word, available};
 use crate::model::reason::Reason;
+use crate::model::task::Operation;
+use crate::model::volume::VolumeOperation;
 use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
@@ -69,6 +71,11 @@ const fn with_read(mut row: InstanceRow, read: Read<Instance>) -> InstanceRow {
 pub const CONSOLE_LOG: u8 = 27;
 /// `console.log.1`
 pub const FORMER_CONSOLE_LOG: u8 = 59;
+
+/// `volumes`
+pub const VOLUMES: u8 = 63;
+/// The serial of the link that a volume has while it is being attached.
+pub const COMING: u32 = 0;
 
 /// The table.
 pub static ROWS: &[InstanceRow] = &[
@@ -412,6 +419,17 @@ pub static ROWS: &[InstanceRow] = &[
         Read::Console(ConsoleDevice::Vnc),
     ),
     with_read(
+        row(
+            VOLUMES,
+            "volumes",
+            0o770,
+            Type::Directory,
+            "The volumes that it has: symlinks, named by their devices in the guest. ln -s ../../../volumes/UUID DEVICE \
+             attaches one; writing to the volume's detach takes it away.",
+        ),
+        Read::Links(volumes),
+    ),
+    with_read(
         row(70, "class", 0o440, Type::Word, bin::CLASS),
         Read::Sometimes(|instance| bin::class(Class::Instance, instance.bin())),
     ),
@@ -431,3 +449,17 @@ pub static ROWS: &[InstanceRow] = &[
         )
     },
 ];
+
+/// The links in `volumes/`: to what it has, and to what it is about to have.
+fn volumes(instance: &Instance) -> Vec<KeyFile> {
+    let link = |serial, device: &str, value| KeyFile { serial, name: device.to_owned(), value, writer: None };
+    let held = instance.record.volumes.iter();
+    let mut links: Vec<_> = held.map(|(device, entry)| link(entry.serial, device, entry.value.to_string())).collect();
+    if let Some(Operation::Volume(VolumeOperation::Attach { device: Some(device), .. })) =
+        instance.task.as_ref().map(|task| &task.operation)
+        && instance.record.volumes.get(device).is_none()
+    {
+        links.push(link(COMING, device, String::new()));
+    }
+    links
+}

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::attribute::Read;
+use super::attribute::{Read, Row};
 use super::content::{Rendered, find, link, snapshot};
 use super::directory::rows;
 use super::names::{Names, Place, Position};
@@ -18,13 +20,14 @@ use super::scratch::{self, Scratch};
 use super::stat::private;
 use super::tables::with_table;
 use super::{
-    Admission, Attributes, CallerOf, Content, Data, Grant, Interface, NodeCompletion, OpenFile, Touched, directory,
-    document, fixed, image, instance, rights, view, write,
+    Admission, Attributes, CallerOf, Content, Data, Grant, Interface, Kind, NodeCompletion, OpenFile, Touched,
+    directory, document, fixed, image, instance, links, rights, transfer, view, volume, write,
 };
 use crate::inventory::{Change, Inventory, Object};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+use crate::model::volume::change::VolumeChange;
 use crate::privilege::Privilege;
 use crate::workflow::engine::Engine;
 use crate::workflow::events::EventLog;
@@ -58,7 +61,12 @@ pub struct Tree {
     pub(super) names: Names,
     pub(super) scratch: Scratch,
     pub(super) summaries: Mutex<HashMap<u8, Rendered>>,
+    /// Itself, for what goes on after a call has returned.
+    own: Weak<Tree>,
 }
+
+/// How long who has made an offer waits for its directory, which the queue publishes much sooner.
+const STANDS: Duration = Duration::from_secs(2);
 
 impl Tree {
     /// Publishes every object that the inventory holds, before anybody can look.
@@ -69,7 +77,7 @@ impl Tree {
         events: Arc<EventLog>,
         settings: Settings,
     ) -> Arc<Tree> {
-        let tree = Tree {
+        let mut tree = Tree {
             inventory,
             engine,
             reconciler,
@@ -78,6 +86,7 @@ impl Tree {
             names: Names::new(),
             scratch: Scratch::default(),
             summaries: Mutex::default(),
+            own: Weak::new(),
         };
         let instances = tree.inventory.instances().into_iter().map(Object::Instance);
         let images = tree.inventory.images().into_iter().map(Object::Image);
@@ -93,7 +102,10 @@ impl Tree {
                 tree.names.publish(node, object.number(), view::wanted(&object, position, &tree.names));
             }
         }
-        Arc::new(tree)
+        Arc::new_cyclic(|own| {
+            tree.own = own.clone();
+            tree
+        })
     }
 
     pub(super) fn object(&self, node: Node) -> Option<Object> {
@@ -108,13 +120,8 @@ impl Tree {
             Node::Directory(directory) => fixed::lookup(directory, name)
                 .and_then(|node| self.present(node))
                 .or_else(|| self.names.lookup(directory, name)),
-            Node::Object(..) | Node::Attribute(..) => self.child(parent, name),
-            Node::File(..)
-            | Node::Key(..)
-            | Node::Events(_)
-            | Node::NameLink(..)
-            | Node::StateLink(..)
-            | Node::Scratch(_) => None,
+            Node::Object(..) | Node::Attribute(..) | Node::Key(..) => self.child(parent, name),
+            Node::File(..) | Node::Events(_) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => None,
         }
     }
 
@@ -132,7 +139,7 @@ impl Tree {
     }
 
     /// Records a refusal of the tree itself.
-    fn refusal(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
+    pub(super) fn refusal(&self, caller: &Caller, object: Option<(Class, Uuid)>, file: &str, reason: Reason) -> Reason {
         self.engine.refused(caller, object, file, &reason);
         reason
     }
@@ -168,31 +175,27 @@ impl Interface for Tree {
                 self.names.list(place, cookie, each);
                 Ok(())
             }
-            Node::Object(..) | Node::Attribute(..) => {
+            Node::Object(..) | Node::Attribute(..) | Node::Key(..) => {
                 let object = self.object(directory).ok_or_else(|| Reason::NotFound("such object any more".into()))?;
                 self.children(directory, &object, cookie, each);
                 Ok(())
             }
-            Node::File(..)
-            | Node::Key(..)
-            | Node::Events(_)
-            | Node::NameLink(..)
-            | Node::StateLink(..)
-            | Node::Scratch(_) => Err(Reason::NotFound("such directory".into())),
+            Node::File(..) | Node::Events(_) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
+                Err(Reason::NotFound("such directory".into()))
+            }
         }
     }
 
     fn target(&self, node: Node) -> Option<String> {
+        if let Node::Scratch(serial) = node {
+            return self.scratch.target(serial);
+        }
         let object = self.object(node)?;
         match node {
+            Node::Key(class, _, row, serial) => self.key_target(class, row, serial, &object),
             Node::NameLink(..) | Node::StateLink(..) => Some(self.link_target(node, &object)),
             Node::Attribute(_, _, id) => with_table!(&object, |rows, value| link(find(rows, id)?, value.as_ref())),
-            Node::Directory(_)
-            | Node::File(..)
-            | Node::Object(..)
-            | Node::Key(..)
-            | Node::Events(_)
-            | Node::Scratch(_) => None,
+            Node::Directory(_) | Node::File(..) | Node::Object(..) | Node::Events(_) | Node::Scratch(_) => None,
         }
     }
 
@@ -214,7 +217,7 @@ impl Interface for Tree {
             Node::Key(Class::Instance, _, instance::CONSOLE_LOG, piece) => {
                 self.console_log(&self.object(node).ok_or_else(gone)?, piece)
             }
-            Node::Key(_, _, row, serial) => {
+            Node::Key(class, _, row, serial) if directory::key_kind(class, row) == Kind::File => {
                 let object = self.object(node).ok_or_else(gone)?;
                 let key = directory::key(&object, row, serial);
                 key.map(|key| snapshot(&(key.value + "\n"))).ok_or_else(|| Reason::NotFound("such key any more".into()))
@@ -222,7 +225,7 @@ impl Interface for Tree {
             Node::Scratch(serial) => {
                 self.scratch.content(serial).map(|bytes| Content::Snapshot(bytes.into())).ok_or_else(gone)
             }
-            Node::Directory(_) | Node::Object(..) | Node::NameLink(..) | Node::StateLink(..) => {
+            Node::Directory(_) | Node::Object(..) | Node::Key(..) | Node::NameLink(..) | Node::StateLink(..) => {
                 Err(Reason::Malformed("this is no file".into()))
             }
         }
@@ -248,6 +251,24 @@ impl Interface for Tree {
         self.object(node).map(|object| rights::admission(&object)).unwrap_or_default()
     }
 
+    fn governed(&self, node: Node) -> Node {
+        match self.object(node) {
+            Some(Object::Transfer(transfer)) => match self.inventory.volume(transfer.record.volume) {
+                Some(volume) => Node::Object(Class::Volume, volume.record.number),
+                None => node,
+            },
+            Some(
+                Object::Instance(_)
+                | Object::Image(_)
+                | Object::Task(_)
+                | Object::Flavor(_)
+                | Object::Volume(_)
+                | Object::Backend(_),
+            )
+            | None => node,
+        }
+    }
+
     fn generation(&self, node: Node) -> u32 {
         self.object(node).map_or(0, |object| object.ownership().generation)
     }
@@ -262,14 +283,12 @@ impl Interface for Tree {
                 let row = node.row().and_then(|row| find(image::ROWS, row));
                 row.is_none_or(|row| rights::image_row(row, &image).is_some()) || caller().is_administrator()
             }
-            Some(
-                Object::Instance(_)
-                | Object::Image(_)
-                | Object::Task(_)
-                | Object::Volume(_)
-                | Object::Transfer(_)
-                | Object::Backend(_),
-            )
+            // Root's tools read everything that they find: this is to get into no backup.
+            Some(Object::Transfer(transfer)) => {
+                let is_key = node.row().and_then(|row| find(transfer::ROWS, row)).is_some_and(Row::is_offer_key);
+                !is_key || caller().uid == transfer.record.offered_by
+            }
+            Some(Object::Instance(_) | Object::Image(_) | Object::Task(_) | Object::Volume(_) | Object::Backend(_))
             | None => true,
         }
     }
@@ -308,7 +327,9 @@ impl Interface for Tree {
     fn refuse(&self, node: Node, caller: &Caller, reason: Reason, done: Completion) {
         let object = self.object(node).map(|object| answerable(&object));
         let name = match node {
-            Node::Attribute(class, _, row) => rows(class).find(|head| head.id == row).map(|head| head.name),
+            Node::Attribute(class, _, row) | Node::Key(class, _, row, _) => {
+                rows(class).find(|head| head.id == row).map(|head| head.name)
+            }
             _ => None,
         };
         self.engine.refuse(caller, object, name.unwrap_or("write"), &reason, done);
@@ -319,6 +340,9 @@ impl Interface for Tree {
     }
 
     fn make_directory(self: Arc<Self>, parent: Node, name: &str, caller: Caller, done: NodeCompletion) {
+        if let Node::Attribute(Class::Volume, _, volume::SNAPSHOTS) = parent {
+            return links::take_snapshot(self, parent, name, caller, done);
+        }
         let (class, id, request) = match rename::draft(parent, name) {
             Ok(draft) => draft,
             Err(reason) => return done(Err(self.refusal(&caller, None, "mkdir", reason))),
@@ -372,10 +396,8 @@ impl Interface for Tree {
         }
     }
 
-    fn symlink(&self, parent: Node, name: &str, _target: &str, caller: Caller, done: NodeCompletion) {
-        let object = self.object(parent).map(|object| (object.class(), object.id()));
-        let reason = Reason::Policy("symlinks can be made for attaching volumes only, which comes later".into());
-        done(Err(self.refusal(&caller, object, name, reason)));
+    fn symlink(self: Arc<Self>, parent: Node, name: &str, target: &str, caller: Caller, done: NodeCompletion) {
+        links::symlink(self, parent, name, target, caller, done);
     }
 
     fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion) {
@@ -458,6 +480,25 @@ impl Tree {
         format!("{}{}/{}", "../".repeat(depth), fixed::path(home.directory).display(), home.name)
     }
 
+    /// Where a link that comes and goes leads to: to where its object stands now.
+    fn key_target(&self, class: Class, row: u8, serial: u32, object: &Object) -> Option<String> {
+        let key = directory::key(object, row, serial)?;
+        let (class, id) = match (class, row) {
+            (Class::Volume, volume::ATTACHMENTS) => (Class::Instance, Uuid::try_parse(&key.value).ok()?),
+            (Class::Instance, instance::VOLUMES) if serial == instance::COMING => {
+                let Object::Instance(instance) = object else { return None };
+                (Class::Volume, self.inventory.task(instance.task.as_ref()?.id)?.record.object)
+            }
+            (Class::Instance, instance::VOLUMES) => (Class::Volume, Uuid::try_parse(&key.value).ok()?),
+            _ => return None,
+        };
+        let home = match self.inventory.get(class, id) {
+            Some(object) => view::home_path(&object),
+            None => PathBuf::from(class.directory()).join(id.to_string()),
+        };
+        Some(format!("../../../{}", home.display()))
+    }
+
     pub(super) fn is_temporary(&self, parent: Node, name: &str) -> bool {
         let names = self.replaceable(parent);
         names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))
@@ -469,6 +510,41 @@ impl Tree {
         if is_his { Ok(()) } else { Err(Reason::Policy("this temporary file belongs to somebody else".into())) }
     }
 
+    /// Who has made an offer goes on to its directory, which is published a moment later.
+    fn once_offer_stands(&self, request: &Request, done: Completion) -> Completion {
+        let id = match request {
+            Request::Volume { id, changes }
+                if changes.iter().any(|change| matches!(change, VolumeChange::Offer { .. })) =>
+            {
+                *id
+            }
+            _ => return done,
+        };
+        let Some(tree) = self.own.upgrade() else { return done };
+        Box::new(move |outcome| {
+            let offer = tree.inventory.volume(id).and_then(|volume| tree.inventory.transfer(volume.record.transfer?));
+            let Some(offer) = offer.filter(|_| outcome.is_ok()) else { return done(outcome) };
+            let node = Node::Object(Class::Transfer, offer.record.number);
+            if tree.names.published(node).is_some() {
+                return done(outcome);
+            }
+            let answer = Arc::new(Mutex::new(Some((done, outcome))));
+            let late = answer.clone();
+            let waiting = move || {
+                tree.names.wait(node, Instant::now() + STANDS);
+                if let Some((done, outcome)) = late.lock().take() {
+                    done(outcome);
+                }
+            };
+            let spawned = thread::Builder::new().name("offer".to_owned()).spawn(waiting);
+            if spawned.is_err()
+                && let Some((done, outcome)) = answer.lock().take()
+            {
+                done(outcome);
+            }
+        })
+    }
+
     /// One write of a value. For a rename it does not wait for the work: the kernel holds locks meanwhile.
     pub(super) fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
         let Some(object) = self.object(file.node) else {
@@ -476,7 +552,13 @@ impl Tree {
         };
         let identity = Some(answerable(&object));
         match write::request(self, file, &object, &caller, bytes) {
-            Ok(Some((name, request))) => self.submit(caller, name, request, wait, done),
+            Ok(Some((name, request))) => {
+                let done = match wait {
+                    Wait::Settle => self.once_offer_stands(&request, done),
+                    Wait::Accepted => done,
+                };
+                self.submit(caller, name, request, wait, done);
+            }
             Ok(None) => done(Ok(())),
             Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
         }

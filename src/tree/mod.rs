@@ -18,9 +18,11 @@ pub mod image;
 pub mod instance;
 pub mod interface;
 mod json;
+mod links;
 mod metrics;
 pub mod names;
 pub mod node;
+mod offer;
 mod order;
 pub mod reference;
 mod rename;
@@ -46,6 +48,7 @@ use crate::inventory::Change;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
+use crate::model::secret::Secret;
 use crate::workflow::console_log::OpenPiece;
 pub use crate::workflow::drafts_data::FindCompletion;
 use crate::workflow::drafts_data::{DraftData, Leave};
@@ -103,6 +106,8 @@ pub enum Caching {
 pub enum Content {
     /// One version, to be served until offset 0 is read again.
     Snapshot(Arc<[u8]>),
+    /// The same of a secret, which is overwritten in memory when nobody holds it any more.
+    Secret(Arc<Secret>),
     /// A file on disk that only grows, read live (`events`), or never changes (an active image).
     File(Arc<std::fs::File>),
     /// The data of an image draft, read live.
@@ -156,6 +161,10 @@ pub trait Interface: Send + Sync {
     fn grants(&self, node: Node) -> Vec<Grant>;
     /// What the rights to all places of the same object follow from.
     fn admission(&self, node: Node) -> Admission;
+    /// A place of the object whose rights a write to this place can change: its own, or what is offered.
+    fn governed(&self, node: Node) -> Node {
+        node
+    }
     /// The owner's generation, for [`OpenFile::generation`].
     fn generation(&self, node: Node) -> u32;
     /// Whether the caller may open a file as far as the kernel cannot tell: it knows one group a file.
@@ -175,7 +184,7 @@ pub trait Interface: Send + Sync {
     /// unlink by a user.
     fn unlink(&self, parent: Node, name: &str, caller: Caller) -> Result<(), Reason>;
     /// symlink by a user.
-    fn symlink(&self, parent: Node, name: &str, target: &str, caller: Caller, done: NodeCompletion);
+    fn symlink(self: Arc<Self>, parent: Node, name: &str, target: &str, caller: Caller, done: NodeCompletion);
     /// rename by a user.
     fn rename(self: Arc<Self>, from: (Node, &str), to: (Node, &str), caller: Caller, done: Completion);
     /// create by a user: a temporary file, or a refusal.

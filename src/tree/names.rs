@@ -7,8 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::node::{Directory, Node};
 use crate::model::Class;
@@ -83,6 +84,9 @@ struct Table {
 #[derive(Default)]
 pub struct Names {
     table: RwLock<Table>,
+    /// Names that came; who waits for one looks again with each.
+    came: Mutex<u64>,
+    coming: Condvar,
 }
 
 impl Names {
@@ -98,6 +102,13 @@ impl Names {
 
     /// Moves a place to where it is published from now on; `None` removes it. `number` is its object's.
     pub fn publish(&self, node: Node, number: u64, place: Option<Place>) {
+        self.set(node, number, place);
+        // After the table is free again: whoever waits looks into it.
+        *self.came.lock() += 1;
+        self.coming.notify_all();
+    }
+
+    fn set(&self, node: Node, number: u64, place: Option<Place>) {
         let table = &mut *self.table.write();
         let cookie = cookie(node, number);
         if let Some(old) = table.places.remove(&node)
@@ -114,6 +125,17 @@ impl Names {
             entries.by_cookie.insert(cookie, (place.name.clone(), node));
             table.places.insert(node, place);
         }
+    }
+
+    /// Waits until a place is published, or until then. Whether it is.
+    pub fn wait(&self, node: Node, until: Instant) -> bool {
+        let mut came = self.came.lock();
+        while self.published(node).is_none() {
+            if self.coming.wait_until(&mut came, until).timed_out() {
+                return self.published(node).is_some();
+            }
+        }
+        true
     }
 
     /// The class of an object of which any place is published.

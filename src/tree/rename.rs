@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::instance::VOLUMES;
 use super::interface::Tree;
 use super::names::Place;
 use super::node::{Directory, Node, words};
 use super::reference::canonical_uuid;
 use super::value::{escape, instance_name, name, text, unescape};
-use super::{Interface, OpenFile};
+use super::{Interface, OpenFile, links};
 use crate::inventory::{Object, Update};
 use crate::model::Class;
 use crate::model::caller::Caller;
@@ -27,6 +28,8 @@ pub enum Move {
     Scratch(u64),
     /// A temporary file's content is written to this attribute.
     Replace(u64, Node),
+    /// A temporary link takes the name of a device, which attaches the volume that it names.
+    Attach(u64),
     /// A request about an object; the moved link stands at its new place at once if it is accepted.
     Ask(Request),
 }
@@ -50,7 +53,7 @@ pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), call
     let object = from.node.and_then(|node| tree.object(node));
     let identity = object.as_ref().map(|object| (object.class(), object.id()));
     let meaning = meaning(from, to, object.as_ref()).and_then(|meaning| {
-        if let Move::Scratch(serial) | Move::Replace(serial, _) = meaning {
+        if let Move::Scratch(serial) | Move::Replace(serial, _) | Move::Attach(serial) = meaning {
             tree.own_scratch(serial, &caller)?;
         }
         if let Some(Node::Scratch(replaced)) = to.node {
@@ -80,6 +83,7 @@ pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), call
             });
             tree.write_value(file, caller, &content, Wait::Accepted, forgotten);
         }
+        Ok(Move::Attach(serial)) => links::replace(&tree, from.directory, serial, to.name, caller, done),
         Ok(Move::Ask(request)) => {
             let moved = match (from.node, to.directory) {
                 (Some(node), Node::Directory(directory)) => Some((node, Place { directory, name: to.name.to_owned() })),
@@ -108,6 +112,11 @@ pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), call
 pub fn meaning(from: End<'_>, to: End<'_>, object: Option<&Object>) -> Result<Move, Reason> {
     let source = from.node.ok_or_else(|| Reason::NotFound(format!("{:?} in this directory", from.name)))?;
     match (source, to.directory) {
+        (Node::Scratch(serial), directory @ Node::Attribute(Class::Instance, _, VOLUMES))
+            if directory == from.directory =>
+        {
+            Ok(Move::Attach(serial))
+        }
         (Node::Scratch(serial), directory) if directory == from.directory => match to.node {
             Some(attribute @ (Node::Attribute(..) | Node::Key(..))) => Ok(Move::Replace(serial, attribute)),
             Some(Node::Scratch(_)) | None => Ok(Move::Scratch(serial)),

@@ -4,7 +4,7 @@
 //! everybody else's; so have the members of a shared one, each by an entry of its own.
 
 use super::attribute::{Read, Row};
-use crate::inventory::{Image, Object};
+use crate::inventory::{Image, Object, Transfer};
 use crate::model::caller::Ownership;
 use crate::model::image::State;
 use crate::model::sharing::{Audience, audience};
@@ -19,6 +19,9 @@ const PUBLISHED_DATA: u16 = 0o440;
 
 /// The directory of an object.
 pub const DIRECTORY: u16 = 0o770;
+
+/// The directory of an offer: who knows its uuid reaches `accept`.
+pub const OFFER_DIRECTORY: u16 = 0o711;
 
 /// The directory of a flavor, which is root's.
 pub const FLAVOR_DIRECTORY: u16 = 0o750;
@@ -106,6 +109,11 @@ pub fn rights(object: &Object, mode: u16, access_group: u32) -> Rights {
         | Object::Backend(_) => 0,
     };
     Rights { uid: owner, gid: project, mode: mode | everybody }
+}
+
+/// Of the key of an offer: it is for who made the offer, also where the volume is not his own.
+pub fn of_offerer(transfer: &Transfer, mode: u16) -> Rights {
+    Rights { uid: transfer.record.offered_by, gid: transfer.record.ownership.project, mode }
 }
 
 /// What single groups get in a place whose own mode is this; `writer` is one that writes too.

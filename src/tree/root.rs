@@ -81,7 +81,7 @@ pub static ROOT: &[FixedRow] = &[
         "health",
         Audience::Everybody,
         Type::Document("flat-keyed"),
-        "One line per part (hypervisor, store, directory, announcer): ok, or what is wrong and since when.",
+        "One line per part (hypervisor, store, directory, announcer, backends of the configuration): ok, or what is wrong and since when.",
     ),
     row(
         LAST_ERROR,
@@ -199,7 +199,8 @@ pub fn health(health: &Health) -> String {
         ("directory", &health.directory),
         ("announcer", &health.announcer),
     ];
-    parts.map(|(name, part)| format!("{name} {}\n", describe(part))).concat()
+    let backends = health.backends.iter().map(|(name, part)| (name.as_str(), part));
+    parts.into_iter().chain(backends).map(|(name, part)| format!("{name} {}\n", describe(part))).collect()
 }
 
 fn describe(part: &Part) -> String {

@@ -27,7 +27,7 @@ fn property<O, C>(row: &Row<O, C>) -> Option<(String, Value)> {
         Write::FreeKey { .. } => {
             json!({"type": ["object", "null"], "additionalProperties": {"type": ["string", "null"]}})
         }
-        Write::Never | Write::Spec | Write::Json(_) | Write::Data | Write::Key(_) => return None,
+        Write::Never | Write::Order(_) | Write::Spec | Write::Json(_) | Write::Data | Write::Key(_) => return None,
     };
     schema["description"] = row.description.into();
     Some((row.name.to_owned(), schema))

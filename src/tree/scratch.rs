@@ -1,4 +1,4 @@
-//! Temporary files: what tools make next to an attribute in order to rename it over the attribute.
+//! Temporary files and symlinks: what tools make next to an attribute in order to rename it over the attribute.
 //!
 //! They live in memory, belong to their creator, and are gone a minute after their last close.
 
@@ -26,7 +26,9 @@ struct File {
     parent: Node,
     name: String,
     uid: u32,
+    /// Of a symlink its target.
     content: Vec<u8>,
+    is_link: bool,
     open: usize,
     closed_at: Instant,
 }
@@ -67,6 +69,15 @@ pub fn is_temporary<'a>(name: &str, mut attributes: impl Iterator<Item = &'a str
 impl Scratch {
     /// Makes an empty file; the creator's handle is counted by [`Scratch::open`].
     pub fn create(&self, parent: Node, name: &str, uid: u32) -> Result<u64, Reason> {
+        self.make(parent, name, uid, None)
+    }
+
+    /// Makes a symlink.
+    pub fn create_link(&self, parent: Node, name: &str, uid: u32, target: &str) -> Result<u64, Reason> {
+        self.make(parent, name, uid, Some(target))
+    }
+
+    fn make(&self, parent: Node, name: &str, uid: u32, target: Option<&str>) -> Result<u64, Reason> {
         let files = &mut *self.files.lock();
         files.files.retain(|_, file| !file.is_over());
         if files.files.values().any(|file| file.parent == parent && file.name == name) {
@@ -76,7 +87,15 @@ impl Scratch {
             return Err(Reason::ScratchQuota);
         }
         files.last += 1;
-        let file = File { parent, name: name.to_owned(), uid, content: Vec::new(), open: 0, closed_at: Instant::now() };
+        let file = File {
+            parent,
+            name: name.to_owned(),
+            uid,
+            content: target.unwrap_or_default().as_bytes().to_vec(),
+            is_link: target.is_some(),
+            open: 0,
+            closed_at: Instant::now(),
+        };
         files.files.insert(files.last, file);
         Ok(files.last)
     }
@@ -105,6 +124,13 @@ impl Scratch {
     pub fn stat(&self, serial: u64) -> Option<(u32, Node, u64)> {
         let files = self.files.lock();
         files.files.get(&serial).map(|file| (file.uid, file.parent, file.content.len() as u64))
+    }
+
+    /// Where a symlink leads to.
+    pub fn target(&self, serial: u64) -> Option<String> {
+        let files = self.files.lock();
+        let file = files.files.get(&serial).filter(|file| file.is_link)?;
+        String::from_utf8(file.content.clone()).ok()
     }
 
     /// Its content.

@@ -127,7 +127,13 @@ fn member<O: Specified>(row: &Row<O, O::Change>, object: &O) -> Option<Value> {
             Some(Value::Object(keys.collect()))
         }
         // A document is not shown within another one.
-        Write::Document(_) | Write::Json(_) | Write::Never | Write::Spec | Write::Data | Write::Key(_) => None,
+        Write::Document(_)
+        | Write::Json(_)
+        | Write::Order(_)
+        | Write::Never
+        | Write::Spec
+        | Write::Data
+        | Write::Key(_) => None,
     }
 }
 
@@ -220,7 +226,7 @@ fn change<O: Specified>(key: &str, value: &Value, resolver: &Resolver<'_>) -> Re
             Value::String(_) => Err(Reason::TooLarge),
             Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => Err(malformed("write a string")),
         },
-        Write::Change(_) => Err(malformed("this is a verb; write it to its own file")),
+        Write::Change(_) | Write::Order(_) => Err(malformed("this is a verb; write it to its own file")),
         Write::Never | Write::Spec | Write::Json(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {
             Err(malformed("a document cannot set this"))
         }

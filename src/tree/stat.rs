@@ -61,10 +61,11 @@ impl Tree {
             Node::Scratch(serial) => {
                 let (uid, parent, size) = self.scratch.stat(serial)?;
                 let gid = self.object(parent)?.ownership().project;
+                let is_link = self.scratch.target(serial).is_some();
                 // Nobody else writes into what its creator is about to rename over an attribute with his rights.
                 Some(Attributes {
-                    kind: Kind::File,
-                    mode: 0o600,
+                    kind: if is_link { Kind::Symlink } else { Kind::File },
+                    mode: if is_link { 0o777 } else { 0o600 },
                     uid,
                     gid,
                     size,

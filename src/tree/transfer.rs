@@ -2,12 +2,13 @@
 
 use super::attribute::{Read, Row, Type, Write};
 use super::errors;
+use super::reference::Resolver;
 use super::value::{filled, malformed};
 use crate::inventory::Transfer;
 use crate::model::Class;
 use crate::model::reason::Reason;
+use crate::model::secret::Secret;
 use crate::model::transfer::{State, TransferChange};
-use crate::tree::reference::Resolver;
 
 /// The rows; ids are fixed for ever.
 pub type TransferRow = Row<Transfer, TransferChange>;
@@ -30,6 +31,9 @@ const fn writable(
     row.write = Write::Change(write);
     row
 }
+
+/// `accept`
+pub const ACCEPT: u8 = 6;
 
 /// The table.
 pub static ROWS: &[TransferRow] = &[
@@ -62,7 +66,7 @@ pub static ROWS: &[TransferRow] = &[
         "expires_at",
         0o440,
         Type::Time,
-        Read::Value(|transfer| transfer.record.expires_at.to_string()),
+        Read::Value(|transfer| transfer.record.expiry.at.to_string()),
         "Until when it can be taken.",
     ),
     writable(
@@ -84,7 +88,7 @@ pub static ROWS: &[TransferRow] = &[
     ),
     writable(
         row(
-            6,
+            ACCEPT,
             "accept",
             0o222,
             Type::Text,
@@ -92,7 +96,16 @@ pub static ROWS: &[TransferRow] = &[
             "The key; a named recipient writes 1. Whoever writes the right one owns the volume, once. Five wrong keys \
              within an hour shut out who wrote them.",
         ),
-        |value, _| Ok(TransferChange::Accept(filled(value)?.to_owned())),
+        |value, _| Ok(TransferChange::Accept(Secret::new(filled(value)?.to_owned()))),
+    ),
+    row(
+        7,
+        "auth_key",
+        0o400,
+        Type::Text,
+        Read::OfferKey,
+        "The key, for who made the offer and nobody else, and for ten minutes or until the daemon restarts; it is stored \
+         nowhere. Size 0, not cached.",
     ),
     row(
         8,

@@ -1,17 +1,17 @@
 //! The files of a volume.
 
 use super::account::{group, group_name, user, user_name};
-use super::attribute::{Read, Row, Type, Write};
+use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::reference::Resolver;
-use super::value::{boolean, filled, malformed, name, number};
-use super::{bin, errors, spec};
+use super::value::{boolean, escape, filled, malformed, name, number, unescape};
+use super::{bin, errors, offer, spec};
 use crate::inventory::Volume;
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::image::Format;
 use crate::model::reason::Reason;
 use crate::model::volume::change::VolumeChange;
-use crate::model::volume::record::Origin;
+use crate::model::volume::record::{Origin, SnapshotRecord};
 use crate::model::volume::{Word, available};
 use crate::workflow::request::DOCUMENT;
 
@@ -44,6 +44,11 @@ const fn verb(mut row: VolumeRow, write: Parse) -> VolumeRow {
     row.write = Write::Change(write);
     row
 }
+
+/// `attachments`
+pub const ATTACHMENTS: u8 = 31;
+/// `snapshots`
+pub const SNAPSHOTS: u8 = 32;
 
 /// The table.
 pub static ROWS: &[VolumeRow] = &[
@@ -251,6 +256,59 @@ pub static ROWS: &[VolumeRow] = &[
             _ => Err(malformed("write 1")),
         },
     ),
+    with_read(
+        row(
+            ATTACHMENTS,
+            "attachments",
+            0o550,
+            Type::Directory,
+            "The instances that have it: symlinks, named by their uuids.",
+        ),
+        Read::Links(attachments),
+    ),
+    with_read(
+        row(
+            SNAPSHOTS,
+            "snapshots",
+            0o770,
+            Type::Directory,
+            "Its contents at other moments, one directory each; mkdir takes one, of what nobody writes to. 128 at most.",
+        ),
+        Read::Nested(|volume| snapshots(volume, |_| String::new())),
+    ),
+    VolumeRow {
+        write: Write::Key(|file_name, value, _| delete_snapshot(file_name, filled(value)?)),
+        ..with_read(
+            row(
+                33,
+                "snapshots/*/state",
+                0o660,
+                Type::Word,
+                "creating or available. Writing deleted deletes it for good; rm and rmdir do not.",
+            ),
+            Read::Entries(|volume| snapshots(volume, |snapshot| snapshot_state(snapshot).to_owned())),
+        )
+    },
+    with_read(
+        row(34, "snapshots/*/size_bytes", 0o440, Type::Number("bytes"), "The volume's size at that moment."),
+        Read::Entries(|volume| snapshots(volume, |snapshot| snapshot.size_bytes.to_string())),
+    ),
+    with_read(
+        row(35, "snapshots/*/created_at", 0o440, Type::Time, "That moment."),
+        Read::Entries(|volume| snapshots(volume, |snapshot| snapshot.created_at.to_string())),
+    ),
+    VolumeRow {
+        read: Read::Value(|volume| volume.record.transfer.map(|id| id.to_string()).unwrap_or_default()),
+        write: Write::Order(|value, _| offer::parse(filled(value)?)),
+        ..row(
+            36,
+            "transfer",
+            0o660,
+            Type::Text,
+            "NAME [to=USER or to=:GROUP] offers it: to whoever has the key that transfers/UUID/auth_key shows, or to \
+             these alone. Reads the offer's uuid; empty without one. Nobody can use the volume meanwhile.",
+        )
+    },
     Row {
         read: Read::Document(spec::render),
         write: Write::Spec,
@@ -283,3 +341,47 @@ pub static ROWS: &[VolumeRow] = &[
         )
     },
 ];
+
+fn attachments(volume: &Volume) -> Vec<KeyFile> {
+    let link = |(id, entry): (&str, &crate::model::keys::Entry<_>)| KeyFile {
+        serial: entry.serial,
+        name: id.to_owned(),
+        value: id.to_owned(),
+        writer: None,
+    };
+    volume.record.attachments.iter().map(link).collect()
+}
+
+/// One of the values of every snapshot.
+fn snapshots(volume: &Volume, value: fn(&SnapshotRecord) -> String) -> Vec<KeyFile> {
+    let file = |(name, entry): (&str, &crate::model::keys::Entry<SnapshotRecord>)| KeyFile {
+        serial: entry.serial,
+        name: escape(name),
+        value: value(&entry.value),
+        writer: None,
+    };
+    volume.record.snapshots.iter().map(file).collect()
+}
+
+fn snapshot_state(snapshot: &SnapshotRecord) -> &'static str {
+    if snapshot.data.is_some() { "available" } else { "creating" }
+}
+
+/// The name of a snapshot whose directory is to be named so.
+///
+/// # Errors
+///
+/// [`Reason::Malformed`] where it is no name as a file name is written.
+pub fn snapshot_name(file_name: &str) -> Result<String, Reason> {
+    let wanted = unescape(file_name).and_then(|wanted| name(super::value::text(wanted.as_bytes()).ok()?).ok());
+    wanted.filter(|wanted| escape(wanted) == file_name).ok_or_else(|| {
+        malformed("a snapshot's name is one line without / in front or spaces behind, written as by-name does")
+    })
+}
+
+fn delete_snapshot(file_name: &str, word: &str) -> Result<VolumeChange, Reason> {
+    if word != "deleted" {
+        return Err(malformed("write deleted"));
+    }
+    snapshot_name(file_name).map(VolumeChange::DeleteSnapshot)
+}

@@ -8,7 +8,7 @@ use super::interface::Tree;
 use super::reference::Resolver;
 use super::spec::{self, Specified};
 use super::value::{lines, malformed, text};
-use super::{Data, FindCompletion, Node, OpenFile, ReadCompletion, directory};
+use super::{Data, FindCompletion, Node, OpenFile, ReadCompletion, directory, transfer};
 use crate::image::extent::Find;
 use crate::inventory::{Image, Object, Task};
 use crate::model::Class;
@@ -87,6 +87,8 @@ fn is_writer(object: &Object, file: OpenFile, caller: &Caller) -> bool {
             let key = directory::key(object, row, serial);
             key.and_then(|key| key.writer).is_some_and(|group| caller.in_group(group))
         }
+        // Whoever has the key may write it.
+        super::Node::Attribute(Class::Transfer, _, row) => row == transfer::ACCEPT,
         super::Node::Attribute(..)
         | super::Node::Directory(_)
         | super::Node::File(..)
@@ -149,7 +151,8 @@ impl Asked<'_> {
                 return parse(text).map(|change| Some(vec![change]));
             }
             Write::Json(parse) => return parse(self.bytes, &resolver).map(|change| Some(vec![change])),
-            Write::Never | Write::Change(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {}
+            Write::Never | Write::Change(_) | Write::Order(_) | Write::Data | Write::Key(_) | Write::FreeKey { .. } => {
+            }
         }
         let value = if row.kind == Type::Groups { lines(self.bytes) } else { text(self.bytes) }?;
         if value.is_empty() && self.file.written {
@@ -157,8 +160,8 @@ impl Asked<'_> {
         }
         let change = match (&row.write, self.file.node) {
             // True already: what reads empty takes that back, so that a copy of the tree can be written back.
-            (Write::Change(_), _) if value.is_empty() && !row.is_verb() && row.reads_empty(subject) => return Ok(None),
-            (Write::Change(parse), _) => parse(value, &resolver),
+            (Write::Change(_) | Write::Order(_), _) if value.is_empty() && !row.is_verb() && row.reads_empty(subject) => return Ok(None),
+            (Write::Change(parse) | Write::Order(parse), _) => parse(value, &resolver),
             (Write::Key(write) | Write::FreeKey { write, .. }, Node::Key(_, _, row, serial)) => {
                 let key = directory::key(self.object, row, serial);
                 let key = key.ok_or_else(|| Reason::NotFound("such key any more".into()))?;

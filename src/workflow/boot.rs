@@ -10,15 +10,16 @@ use uuid::Uuid;
 use super::journal::{has_run, is_active, without_disk};
 use super::ledger::now;
 use super::operation::{Ending, Halt, Run, WhenFull};
-use super::{network, seed};
+use super::{network, seed, volume};
 use crate::block::{BlockError, NewDisk, NewSeed};
 use crate::hypervisor::HypervisorError;
-use crate::hypervisor::definition::{BackingImage, METADATA_NAMESPACE, NewDomain};
-use crate::inventory::{Image, Instance, Object};
+use crate::hypervisor::definition::{AttachedDisk, BackingImage, METADATA_NAMESPACE, NewDomain};
+use crate::inventory::{Image, Instance, Object, Volume};
 use crate::model::image::State;
 use crate::model::reason::Reason;
 use crate::model::record::{DiskRecord, InstanceRecord};
 use crate::model::task::Creation;
+use crate::model::volume::device;
 
 /// The step after which the guest may have run.
 pub(super) const START: &str = "start";
@@ -38,8 +39,8 @@ pub(super) enum Then {
 /// Makes a draft real.
 pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
     let instance = run.instance()?;
-    let image = usable_image(run, &instance.record)?;
-    let size_bytes = disk_size(&instance.record, &image).map_err(Halt::Failed)?;
+    let root = root(run, &instance.record)?;
+    let size_bytes = root.size_bytes(&instance.record).map_err(Halt::Failed)?;
     match run.look()? {
         Some(domain) => {
             let ours = run.maker()?;
@@ -47,7 +48,7 @@ pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
                 return ran(run);
             }
             if ours != Some(run.id) {
-                if is_active(&domain) || !made_by_us(&instance, ours) {
+                if is_active(&domain) || !made_by_us(run, &instance, ours) {
                     return Err(Halt::Failed(Reason::Failed(
                         "a domain of this uuid exists already and was defined outside; undefine or keep it, and make \
                          a draft with another uuid"
@@ -55,12 +56,12 @@ pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
                     )));
                 }
                 clear_leftovers(run)?;
-                make(run, &image, size_bytes)?;
+                make(run, &root, size_bytes)?;
             }
         }
         None => {
             clear_leftovers(run)?;
-            make(run, &image, size_bytes)?;
+            make(run, &root, size_bytes)?;
         }
     }
     set_autostart(run)?;
@@ -79,8 +80,8 @@ pub(super) fn boot(run: &Run, then: Then) -> Result<Ending, Halt> {
 pub(super) fn ran(run: &Run) -> Result<Ending, Halt> {
     let instance = run.instance()?;
     let size_bytes = instance.record.root_disk_bytes.or_else(|| {
-        let image = usable_image(run, &instance.record).ok()?;
-        Some(image.record.virtual_size_bytes)
+        let root = root(run, &instance.record).ok()?;
+        root.size_bytes(&instance.record).ok()
     });
     // A connection that is lost again does not change what happened.
     let _shown_later = run.refresh();
@@ -99,7 +100,64 @@ fn real(then: Then, size_bytes: Option<u64>) -> Ending {
     }))
 }
 
-fn make(run: &Run, image: &Image, size_bytes: u64) -> Result<(), Halt> {
+/// What a draft is to boot from.
+enum Root {
+    /// A disk that is made of this image.
+    Image(Arc<Image>),
+    /// The volume that it has as its first disk.
+    Volume(Arc<Volume>),
+}
+
+impl Root {
+    fn size_bytes(&self, record: &InstanceRecord) -> Result<u64, Reason> {
+        match self {
+            Root::Image(image) => disk_size(record, image),
+            Root::Volume(volume) => Ok(volume.record.size_bytes),
+        }
+    }
+}
+
+fn root(run: &Run, record: &InstanceRecord) -> Result<Root, Halt> {
+    match root_volume(record) {
+        Some(id) => {
+            let volume = run.shared.parts.ledger.inventory().volume(id);
+            volume.map(Root::Volume).ok_or_else(|| Halt::Failed(Reason::NotFound(format!("volume {id}"))))
+        }
+        None => usable_image(run, record).map(Root::Image),
+    }
+}
+
+/// The volume that an instance boots from.
+pub(super) fn root_volume(record: &InstanceRecord) -> Option<Uuid> {
+    record.volumes.get(device::ROOT).copied()
+}
+
+/// Whether a draft can boot from the volume that it has as its first disk.
+pub(super) fn can_boot_from(record: &InstanceRecord, volume: &Volume) -> Result<(), Reason> {
+    if record.image.is_some() {
+        return Err(Reason::Malformed(
+            "it has an image and a volume to boot from; detach the volume, or make a draft without an image".to_owned(),
+        ));
+    }
+    if !volume.record.bootable {
+        return Err(Reason::Malformed(format!(
+            "the volume {} that it is to boot from is not bootable; write 1 to its bootable first",
+            volume.id
+        )));
+    }
+    Ok(())
+}
+
+fn make(run: &Run, root: &Root, size_bytes: u64) -> Result<(), Halt> {
+    let root_disk = match root {
+        Root::Image(image) => Some(make_root_disk(run, image, size_bytes)?),
+        Root::Volume(_) => None,
+    };
+    let seed = make_seed(run)?;
+    define(run, root_disk, seed.as_ref())
+}
+
+fn make_root_disk(run: &Run, image: &Image, size_bytes: u64) -> Result<(DiskRecord, BackingImage), Halt> {
     let image_path = run.shared.image_path(image.id);
     let format = image.record.disk_format.ok_or_else(|| Halt::Failed(not_active()))?;
     let disk =
@@ -108,8 +166,7 @@ fn make(run: &Run, image: &Image, size_bytes: u64) -> Result<(), Halt> {
     run.begin_creating(ROOT_DISK, Creation::Disk(record.clone()))?;
     run.shared.parts.block.create(&disk).map_err(|error| Halt::Failed(of_block(error)))?;
     run.proceed()?;
-    let seed = make_seed(run)?;
-    define(run, &record, seed.as_ref(), BackingImage { path: image_path.clone(), format })
+    Ok((record, BackingImage { path: image_path.clone(), format }))
 }
 
 /// Makes the disk that tells the guest its `user_data`, if it has some.
@@ -134,7 +191,7 @@ fn set_autostart(run: &Run) -> Result<(), Halt> {
     Ok(())
 }
 
-fn define(run: &Run, disk: &DiskRecord, seed: Option<&DiskRecord>, image: BackingImage) -> Result<(), Halt> {
+fn define(run: &Run, root_disk: Option<(DiskRecord, BackingImage)>, seed: Option<&DiskRecord>) -> Result<(), Halt> {
     let accelerator = run.hypervisor().accelerator()?;
     let console_log = run.shared.console_path(run.object);
     make_directory_of(&console_log).map_err(|error| {
@@ -143,6 +200,7 @@ fn define(run: &Run, disk: &DiskRecord, seed: Option<&DiskRecord>, image: Backin
     run.begin_creating(DEFINE, Creation::Definition)?;
     // Read after the journal, so that what was written before the claim is in it.
     let record = &run.instance()?.record;
+    let (root_disk, image) = root_disk.unzip();
     let domain = NewDomain {
         uuid: run.object,
         name: record.name.clone(),
@@ -150,8 +208,9 @@ fn define(run: &Run, disk: &DiskRecord, seed: Option<&DiskRecord>, image: Backin
         vcpus: record.vcpus,
         memory_bytes: record.memory_bytes,
         network: record.network.clone().unwrap_or_else(|| run.hypervisor().networks().default),
-        root_disk: run.shared.parts.block.path(disk),
-        image: Some(image),
+        root_disk: root_disk.map(|disk| run.shared.parts.block.path(&disk)),
+        image,
+        volumes: volumes(run, record)?,
         seed: seed.map(|seed| run.shared.parts.block.path(seed)),
         console_log,
         accelerator,
@@ -163,6 +222,16 @@ fn define(run: &Run, disk: &DiskRecord, seed: Option<&DiskRecord>, image: Backin
         Err(HypervisorError::Exists(_)) => Err(Halt::Failed(Reason::NameTaken(record.name.clone()))),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The volumes that a draft has, as the disks that it is to have.
+fn volumes(run: &Run, record: &InstanceRecord) -> Result<Vec<AttachedDisk>, Halt> {
+    let disks = record.volumes.iter().map(|(device, entry)| {
+        let volume = run.shared.parts.ledger.inventory().volume(entry.value);
+        let volume = volume.ok_or_else(|| Halt::Failed(Reason::NotFound(format!("volume {}", entry.value))))?;
+        volume::disk(run, &volume, device)
+    });
+    disks.collect()
 }
 
 fn start(run: &Run) -> Result<(), Halt> {
@@ -191,6 +260,7 @@ pub(super) fn not_started(run: &Run, error: HypervisorError) -> Halt {
 /// definition that was made by the same operation.
 pub(super) fn clear_leftovers(run: &Run) -> Result<(), Halt> {
     let instance = run.instance()?;
+    clear_definition(run, &instance)?;
     for disk in instance.record.disks.iter().filter(|disk| disk.operation != run.id) {
         run.guard()?;
         run.begin(LEFTOVERS)?;
@@ -219,8 +289,28 @@ pub(super) fn clear_leftovers(run: &Run) -> Result<(), Halt> {
     Ok(())
 }
 
-fn made_by_us(instance: &Instance, maker: Option<Uuid>) -> bool {
-    maker.is_some_and(|maker| instance.record.disks.iter().any(|disk| disk.operation == maker))
+/// Of a draft without disks of its own only the definition can have stayed.
+fn clear_definition(run: &Run, instance: &Instance) -> Result<(), Halt> {
+    if !instance.record.disks.is_empty() || instance.record.draft.is_none() {
+        return Ok(());
+    }
+    let Some(domain) = run.look()? else { return Ok(()) };
+    let maker = run.maker()?;
+    if is_active(&domain) || maker == Some(run.id) || !made_by_us(run, instance, maker) {
+        return Ok(());
+    }
+    run.guard()?;
+    run.begin(LEFTOVERS)?;
+    run.guard()?;
+    Ok(run.hypervisor().undefine(run.object)?)
+}
+
+/// Whether an earlier operation of ours made the domain, of which a disk or the finished task tells.
+fn made_by_us(run: &Run, instance: &Instance, maker: Option<Uuid>) -> bool {
+    let Some(maker) = maker else { return false };
+    let task = run.shared.parts.ledger.inventory().task(maker);
+    instance.record.disks.iter().any(|disk| disk.operation == maker)
+        || task.is_some_and(|task| task.record.object == run.object)
 }
 
 /// The image that a draft names, if a disk can be made of it.
@@ -282,6 +372,8 @@ pub(super) fn of_block(error: BlockError) -> Reason {
         BlockError::Quota(place) => Reason::DiskQuota(place),
         BlockError::Missing(what) => Reason::NotFound(what),
         BlockError::Damaged(words) => Reason::Damaged(words),
+        BlockError::InUse(words) => Reason::InUse(words),
+        BlockError::Refused(words) => Reason::Image(words),
         error @ (BlockError::Exists(_) | BlockError::NotOurs(_) | BlockError::Cancelled | BlockError::Failed(_)) => {
             Reason::Failed(error.to_string())
         }

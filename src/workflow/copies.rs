@@ -127,7 +127,8 @@ fn watched<T>(run: &Run, work: impl FnOnce(&Watch<'_>) -> Result<T, BlockError>)
     work(&watch).map_err(|error| halt(run, error))
 }
 
-fn halt(run: &Run, error: BlockError) -> Halt {
+/// What a failing backend means to an operation.
+pub(super) fn halt(run: &Run, error: BlockError) -> Halt {
     match error {
         BlockError::Cancelled => run.proceed().err().unwrap_or(Halt::Cancelled),
         error => Halt::Failed(of_block(error)),

@@ -21,6 +21,11 @@ use crate::model::Class;
 use crate::model::caller::Role;
 use crate::model::protection::{Action, check_deletion};
 use crate::model::reason::Reason;
+use crate::model::task::Operation;
+use crate::model::volume::VolumeOperation;
+use crate::model::volume::record::Origin;
+
+const VOLUME_CREATION: Operation = Operation::Volume(VolumeOperation::Create);
 
 /// Removes an object for good.
 pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
@@ -43,6 +48,12 @@ pub(super) fn may_delete_instance(instance: &Instance) -> Result<(), Reason> {
 
 /// Whether an image does.
 pub(super) fn may_delete_image(inventory: &Inventory, image: &Image, file: &Path) -> Result<(), Reason> {
+    for volume in inventory.volumes() {
+        let is_made = volume.task.as_ref().map(|task| &task.operation) == Some(&VOLUME_CREATION);
+        if is_made && volume.record.created_from == Some(Origin::Image(image.id)) {
+            return Err(Reason::InUse(format!("the volume {} is being made of it; try again after that", volume.id)));
+        }
+    }
     for instance in inventory.instances() {
         let record = &instance.record;
         // A draft that nothing was made for has only its name.
@@ -211,7 +222,10 @@ fn image(run: &Run) -> Result<Ending, Halt> {
 
 /// Disks that instancefs did not make stay where they are, which one line of `events` says.
 fn tell_of_kept(run: &Run, instance: &Instance) {
+    // Its volumes are there, and known.
+    let is_volume = |device: &str| instance.record.volumes.get(device).is_some();
     let disks = instance.record.definition.iter().flat_map(|definition| &definition.disks);
+    let disks = disks.filter(|disk| !is_volume(&disk.device));
     let kept: Vec<_> = disks.filter_map(|disk| disk.path.as_ref()).map(|path| path.display().to_string()).collect();
     if kept.is_empty() {
         return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -17,13 +17,17 @@ use super::keeper::{self, Keeper};
 use super::kept::{self, Holds};
 use super::lanes::Lanes;
 use super::ledger::{Ledger, now};
+use super::offers::Offers;
 use super::operation::{Edit, Fault};
 use super::reconcile::Reconciler;
 use super::request::{Completion, Submission};
 use super::turn::{EngineThread, Inside};
 use super::uptime::{Clock, Uptime};
-use super::{protector, recovery};
+use super::volume::exporters;
+use super::{backends, protector, recovery};
 use crate::block::BlockBackend;
+use crate::block::backends::Backends;
+use crate::block::local::LocalDevices;
 use crate::block::shelf::Shelf;
 use crate::hypervisor::{ConsoleDevice, Hypervisor};
 use crate::image::import::Policy;
@@ -32,6 +36,7 @@ use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
 use crate::model::record::{ErrorHistory, ErrorLine};
+use crate::model::secret::Secret;
 use crate::store::StoreError;
 
 /// How long the end waits for operations to notice it.
@@ -43,8 +48,12 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     /// Where guests run.
     pub hypervisor: Arc<dyn Hypervisor>,
-    /// Where disks are made.
+    /// Where the disks of instances are made.
     pub block: Arc<dyn BlockBackend>,
+    /// Where volumes are made, and what they may be made of.
+    pub backends: Backends,
+    /// What makes them devices of this host.
+    pub local: Arc<dyn LocalDevices>,
     /// Who shows what the hypervisor says.
     pub reconciler: Arc<Reconciler>,
     /// Who is told of everything.
@@ -88,8 +97,39 @@ pub(super) enum Message {
     Refused { caller: Caller, object: (Class, Uuid), file: String, reason: Reason, done: Option<Completion> },
     Ended { id: Uuid, result: Result<(), Reason>, cancelled: bool },
     Looked { id: Uuid, result: Result<(), Reason> },
+    Pulse(Sender<()>),
     Expire,
     Stop,
+}
+
+/// Asks the engine's thread whether it still works off its queue. Keeps nothing of the engine alive.
+#[derive(Clone)]
+pub struct Pulse(Sender<Message>);
+
+/// What came of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// It answered.
+    Alive,
+    /// It did not, in the given time.
+    Silent,
+    /// It has ended.
+    Ended,
+}
+
+impl Pulse {
+    /// Asks, and waits that long for the answer.
+    pub fn ask(&self, patience: Duration) -> Beat {
+        let (done, answered) = bounded(1);
+        if self.0.send(Message::Pulse(done)).is_err() {
+            return Beat::Ended;
+        }
+        match answered.recv_timeout(patience) {
+            Ok(()) => Beat::Alive,
+            Err(RecvTimeoutError::Timeout) => Beat::Silent,
+            Err(RecvTimeoutError::Disconnected) => Beat::Ended,
+        }
+    }
 }
 
 /// What the engine's threads share.
@@ -101,8 +141,10 @@ pub(super) struct Shared {
     pub(super) drafts: Drafts,
     pub(super) uptime: Uptime,
     pub(super) lanes: Lanes,
+    pub(super) offers: Offers,
     pub(super) shelf: Shelf,
     pub(super) keeper: keeper::Calls,
+    pub(super) exporters: exporters::Calls,
     messages: Sender<Message>,
 }
 
@@ -157,12 +199,27 @@ impl Engine {
     /// has been filled before, from [`super::recovery::load`].
     pub fn start(parts: Parts, settings: Settings) -> Result<Arc<Engine>, StoreError> {
         let (messages, queue) = unbounded();
+        parts.reconciler.know_volumes(parts.backends.clone());
         let uptime = Uptime::load(&parts.ledger, settings.clock.clone());
         let lanes = Lanes::new(settings.copies_at_once);
         let shelf = Shelf::new(settings.state_directory.join("shelf"));
         let (gate, holds, drafts) = (Gate::default(), Holds::default(), Drafts::default());
-        let keeper = keeper::Calls::default();
-        let shared = Arc::new(Shared { parts, settings, gate, holds, drafts, uptime, lanes, shelf, keeper, messages });
+        let (keeper, exporters) = (keeper::Calls::default(), exporters::Calls::new());
+        let shared = Arc::new(Shared {
+            parts,
+            settings,
+            gate,
+            holds,
+            drafts,
+            uptime,
+            lanes,
+            offers: Offers::default(),
+            shelf,
+            keeper,
+            exporters,
+            messages,
+        });
+        backends::register(&shared)?;
         let mut thread = EngineThread::new(shared.clone());
         if !shared.settings.read_only {
             for unfinished in recovery::unfinished(&shared)? {
@@ -192,9 +249,11 @@ impl Engine {
             );
             started.map_err(|error| log::error!("there are no consoles: {error}")).ok()
         };
+        backends::start(&shared);
         if !shared.settings.read_only {
             protector::start(&shared);
             kept::start(&shared);
+            exporters::start(&shared);
         }
         Ok(Arc::new(Engine { shared, consoles, thread: Mutex::new(Some(handle)) }))
     }
@@ -216,6 +275,15 @@ impl Engine {
     pub fn console_path_length(&self, instance: &Instance, device: ConsoleDevice) -> Option<usize> {
         let consoles = self.consoles.as_ref()?;
         consoles::available(instance, device).is_ok().then(|| consoles.path_length())
+    }
+
+    /// The key of an offer, with its newline, for the user who made it.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::NotYours`] for everybody else; [`Reason::NotFound`] once it is not shown any more, and where there is none.
+    pub fn offer_key(&self, transfer: Uuid, uid: u32) -> Result<Arc<Secret>, Reason> {
+        self.shared.offers.key(transfer, uid, self.shared.uptime.seconds())
     }
 
     /// Takes a request; returns at once.
@@ -288,6 +356,11 @@ impl Engine {
         self.shared.tell(Message::Expire);
     }
 
+    /// What the engine's thread can be asked by whether it still answers.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.shared.messages.clone())
+    }
+
     /// Has the bin looked after now, also what failed lately. Returns at once.
     pub fn keep(&self) {
         self.shared.wake_keeper(true);
@@ -300,6 +373,7 @@ impl Engine {
             consoles.stop();
         }
         self.shared.gate.close();
+        self.shared.exporters.look_again();
         self.shared.tell(Message::Stop);
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()

@@ -207,6 +207,9 @@ impl Run {
                 }
                 batch.put(Object::Task(Arc::new(task)));
             }
+            if let Some(Creation::Volume(creation)) = &undone.creates {
+                super::volume::forget(batch, object, creation);
+            }
             let Some(instance) = batch.instance(object) else { return };
             match &undone.creates {
                 Some(Creation::Disk(disk) | Creation::DiskAgain(disk)) => {

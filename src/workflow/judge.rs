@@ -313,7 +313,8 @@ impl Judge<'_, '_> {
                 let situation = instance.situation(caller, None);
                 crate::model::instance::access(&situation)?;
                 let record = &instance.record;
-                if record.draft.is_none_or(|draft| draft.written) || !record.disks.is_empty() {
+                let has_disks = !record.disks.is_empty() || !record.volumes.is_empty();
+                if record.draft.is_none_or(|draft| draft.written) || has_disks {
                     return Err(Reason::NotEmpty);
                 }
                 record.protection.check(Action::Delete, situation.role)?;
@@ -392,18 +393,13 @@ impl Judge<'_, '_> {
     pub(super) fn can_begin(&self, caller: &Caller, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
         match operation {
             Operation::Boot | Operation::Define => {
-                let id = instance.record.image.ok_or_else(boot::no_image)?;
-                let image = self.batch.image(id).ok_or_else(|| Reason::NotFound(format!("image {id}")))?;
-                // It was checked when the image was named; the right may have been taken back since.
-                if !may_read(&image.record, caller) {
-                    return Err(Reason::NotYours { class: Class::Image });
-                }
-                boot::can_make_disks(&image)?;
-                boot::demands(&instance.record, &image)?;
+                self.can_have_root(caller, instance)?;
+                self.volumes_are_free(instance)?;
                 network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())?;
                 self.name_is_free(&instance.record.name, instance.id)
             }
             Operation::Start | Operation::Resume | Operation::Unshelve { start: true } => {
+                self.volumes_are_free(instance)?;
                 network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())
             }
             Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
@@ -429,6 +425,39 @@ impl Judge<'_, '_> {
             | Operation::Unshelve { start: false }
             | Operation::Volume(_) => Ok(()),
         }
+    }
+
+    /// Whether a draft has something to boot from.
+    fn can_have_root(&self, caller: &Caller, instance: &Instance) -> Result<(), Reason> {
+        let record = &instance.record;
+        if let Some(id) = boot::root_volume(record) {
+            let volume = self.batch.volume(id).ok_or_else(|| Reason::NotFound(format!("volume {id}")))?;
+            return boot::can_boot_from(record, &volume);
+        }
+        let id = record.image.ok_or_else(boot::no_image)?;
+        let image = self.batch.image(id).ok_or_else(|| Reason::NotFound(format!("image {id}")))?;
+        // It was checked when the image was named; the right may have been taken back since.
+        if !may_read(&image.record, caller) {
+            return Err(Reason::NotYours { class: Class::Image });
+        }
+        boot::can_make_disks(&image)?;
+        boot::demands(record, &image)
+    }
+
+    /// Whether a guest may begin to write to the volumes of an instance: nothing runs on one of them, and this host has
+    /// none as a block device.
+    fn volumes_are_free(&self, instance: &Instance) -> Result<(), Reason> {
+        for (_, entry) in instance.record.volumes.iter() {
+            let Some(volume) = self.batch.volume(entry.value) else { continue };
+            crate::model::instance::idle(volume.task.as_ref().map(|task| &task.operation))?;
+            if volume.record.local.is_some() {
+                return Err(Reason::InUse(format!(
+                    "its volume {} is a block device of this host; write 0 to its local_attach first",
+                    volume.id
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Names are unique among what is real and what is about to be.

@@ -1,5 +1,5 @@
 //! What is done without anybody asking for it at that moment: the bin is emptied of what has expired, what a move into
-//! the bin left to do is tried again, and the shelf is tidied.
+//! the bin left to do is tried again, the shelf is tidied, and offers that nobody took end.
 //!
 //! The keeper asks like everybody else, as the daemon itself, so that the judge and the operation look at everything
 //! again. It calls nobody and waits for no operation: an object that has a task is left alone. What is refused is asked
@@ -16,13 +16,15 @@ use super::delete;
 use super::engine::{Message, Shared};
 use super::request::{Request, Submission, Wait};
 use super::shelve::{self, Due};
-use crate::inventory::{Image, Instance};
+use crate::inventory::{Image, Instance, Transfer, Volume};
 use crate::model::caller::Caller;
 use crate::model::change::{Effect, ImageChange, InstanceChange, judge_image, judge_instance};
 use crate::model::reason::Reason;
 use crate::model::record::{BinEntry, InstanceBin};
 use crate::model::task::Operation;
-use crate::model::{image, instance};
+use crate::model::transfer::TransferChange;
+use crate::model::volume::change::VolumeChange;
+use crate::model::{image, instance, transfer, volume};
 
 const OFFLOADED: instance::Word = instance::Word::State(instance::State::ShelvedOffloaded);
 
@@ -161,6 +163,35 @@ impl Keeper {
                 self.ask(&caller, (image.id, Duration::ZERO), verdict, request, file);
             }
         }
+        for volume in inventory.volumes() {
+            let (change, file) = match of_volume(&volume, moment) {
+                Wanted::Now(change, file) | Wanted::Again(change, file) => (change, file),
+                Wanted::Later(seconds) => {
+                    pause = pause.min(Duration::from_secs(seconds));
+                    continue;
+                }
+                Wanted::Nothing => continue,
+            };
+            ripe.insert(volume.id);
+            if volume.task.is_none() {
+                let verdict = volume::change::judge(&volume.situation(&caller, None), &change)
+                    .and_then(|_| instance::reachable(unreachable.as_deref()));
+                let request = Request::Volume { id: volume.id, changes: vec![change] };
+                self.ask(&caller, (volume.id, Duration::ZERO), verdict, request, file);
+            }
+        }
+        for offer in inventory.transfers() {
+            match of_offer(&offer, moment) {
+                Wanted::Now(change, file) | Wanted::Again(change, file) => {
+                    ripe.insert(offer.id);
+                    let request = Request::Transfer { id: offer.id, change };
+                    self.ask(&caller, (offer.id, Duration::ZERO), Ok(()), request, file);
+                }
+                Wanted::Later(seconds) => pause = pause.min(Duration::from_secs(seconds)),
+                Wanted::Nothing => {}
+            }
+        }
+        self.shared.offers.tidy(moment.uptime);
         self.asked.retain(|id, _| ripe.contains(id));
         if self.stored.elapsed() >= STORE_EVERY {
             self.store_uptime();
@@ -224,7 +255,9 @@ impl Keeper {
         let inventory = self.shared.parts.ledger.inventory();
         let waits = |entry: Option<&BinEntry>| entry.is_some_and(|entry| entry.expiry.is_some());
         let is_awaited = inventory.images().iter().any(|image| waits(image.record.bin.as_ref()))
-            || inventory.instances().iter().any(|instance| waits(instance.record.bin.as_ref().map(|bin| &bin.entry)));
+            || inventory.volumes().iter().any(|volume| waits(volume.record.bin.as_ref()))
+            || inventory.instances().iter().any(|instance| waits(instance.record.bin.as_ref().map(|bin| &bin.entry)))
+            || inventory.transfers().iter().any(|offer| offer.record.state == transfer::State::Pending);
         if is_awaited && let Err(error) = self.shared.uptime.store(&self.shared.parts.ledger) {
             log::warn!("how long the host was up is not stored: {error}");
         }
@@ -242,6 +275,22 @@ fn of_binned(bin: &InstanceBin, moment: Moment) -> Wanted<InstanceChange> {
 fn of_image(image: &Image, moment: Moment) -> Wanted<ImageChange> {
     let deletion = ImageChange::State(image::Word::Deleted);
     image.record.bin.as_ref().map_or(Wanted::Nothing, |entry| expires(entry, moment, deletion))
+}
+
+/// One that is offered to somebody is in no bin.
+fn of_volume(volume: &Volume, moment: Moment) -> Wanted<VolumeChange> {
+    let deletion = VolumeChange::State(volume::Word::Deleted);
+    volume.record.bin.as_ref().map_or(Wanted::Nothing, |entry| expires(entry, moment, deletion))
+}
+
+fn of_offer(offer: &Transfer, moment: Moment) -> Wanted<TransferChange> {
+    match offer.record.state {
+        transfer::State::Pending => match offer.record.expiry.left(moment.now, moment.uptime) {
+            0 => Wanted::Now(TransferChange::Expire, "expires_at"),
+            seconds => Wanted::Later(seconds),
+        },
+        transfer::State::Accepted | transfer::State::Cancelled | transfer::State::Expired => Wanted::Nothing,
+    }
 }
 
 fn expires<C>(entry: &BinEntry, moment: Moment, deletion: C) -> Wanted<C> {

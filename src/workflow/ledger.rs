@@ -218,6 +218,21 @@ impl Batch<'_> {
         Some(volume)
     }
 
+    /// All volumes as this batch leaves them.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        let staged = self.staged.values().flatten().filter_map(|object| match object {
+            Object::Volume(volume) => Some(volume.clone()),
+            Object::Instance(_)
+            | Object::Image(_)
+            | Object::Task(_)
+            | Object::Flavor(_)
+            | Object::Transfer(_)
+            | Object::Backend(_) => None,
+        });
+        let volumes = self.inventory.volumes().into_iter();
+        volumes.filter(|volume| !self.staged.contains_key(&(Class::Volume, volume.id))).chain(staged).collect()
+    }
+
     /// An offer as this batch leaves it.
     pub fn transfer(&self, id: Uuid) -> Option<Arc<Transfer>> {
         let Some(Object::Transfer(transfer)) = self.get(Class::Transfer, id) else { return None };

@@ -6,6 +6,7 @@
 //! by `keeper`, what others did to protected domains is answered by `protector` and `kept`.
 
 mod apply;
+mod backends;
 mod bin;
 mod boot;
 mod commit;
@@ -27,6 +28,7 @@ mod kept;
 mod lanes;
 pub mod ledger;
 mod network;
+mod offers;
 mod operation;
 mod orders;
 mod power;

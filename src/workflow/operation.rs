@@ -87,7 +87,6 @@ pub(super) enum Ending {
     /// The image.
     Image(Box<dyn Fn(&mut Image) + Send + Sync>),
     /// Anything, of several objects.
-    #[expect(dead_code, reason = "for the operations on volumes, which are not built yet")]
     Edit(Box<dyn Fn(&mut Batch<'_>) + Send + Sync>),
     /// The object is gone.
     Removed,
@@ -399,9 +398,10 @@ impl Run {
                 reason: reason.to_string(),
             });
             if let (Some(Ending::Removed), class) = (&ending, class) {
-                batch.remove(class, object);
                 if class == Class::Instance {
                     reconcile::forget(batch, object);
+                } else {
+                    batch.remove(class, object);
                 }
             } else if let Some(instance) = batch.instance(object) {
                 let mut instance = (*instance).clone();
@@ -453,6 +453,10 @@ impl Run {
         self.store(Arc::new(edit), WhenFull::Wait)?;
         if self.class == Class::Image && result.is_ok() {
             self.shared.drafts.forget(object);
+        }
+        if self.class == Class::Volume {
+            // It may have an exporter by now.
+            self.shared.exporters.look_again();
         }
         match self.operation {
             Operation::Boot | Operation::Define if result.is_ok() => self.shared.parts.reconciler.mirror(object),

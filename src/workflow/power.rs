@@ -242,7 +242,7 @@ pub(super) fn persist(run: &Run, domain: &Domain) -> Result<(), Halt> {
         return Ok(());
     }
     run.begin("make_persistent")?;
-    let xml = run.hypervisor().definition(run.object)?;
+    let xml = run.hypervisor().definition(domain.uuid)?;
     match run.hypervisor().define(&xml) {
         Ok(()) => Ok(()),
         Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),

@@ -55,6 +55,12 @@ fn show(run: &Run, percent: u8) {
                 task.progress = percent;
             }
             batch.show(Object::Instance(Arc::new(instance)));
+        } else if let Some(volume) = batch.volume(object) {
+            let mut volume = (*volume).clone();
+            if let Some(task) = &mut volume.task {
+                task.progress = percent;
+            }
+            batch.show(Object::Volume(Arc::new(volume)));
         }
     });
     if let Err(error) = shown {

@@ -12,24 +12,28 @@ mod health;
 mod incoming;
 mod listen;
 mod mirror;
+mod volumes;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
+use crate::block::backends::Backends;
 use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
+use crate::model::Class;
 use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Batch, Ledger};
+use crate::workflow::volume;
 
 use absorb::{Answers, Extent, Stamps};
 use addresses::{AGENT_THREADS, Schedules};
@@ -69,8 +73,10 @@ pub struct Settings {
     pub read_only: bool,
 }
 
-/// Forgets what is kept beside the record of an instance that is gone.
+/// Removes an instance that is gone, with what is kept beside its record. Its volumes stay, and nobody has them.
 pub(super) fn forget(batch: &mut Batch<'_>, id: Uuid) {
+    volume::record_all_detached(batch, id);
+    batch.remove(Class::Instance, id);
     batch.store(Change::Delete(definitions::key(id)));
     batch.store(Change::Delete(mirror::key(id)));
 }
@@ -82,6 +88,15 @@ struct Details {
     mirror: BTreeSet<Uuid>,
     /// What was mirrored into these is not known any more.
     forget: BTreeSet<Uuid>,
+}
+
+/// What was heard of a guest's devices since we began to listen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceNews {
+    /// How often it let one go.
+    pub removed: u64,
+    /// How often it refused to, by the hypervisor's own names of the devices.
+    pub kept: BTreeMap<String, u64>,
 }
 
 /// See the module.
@@ -107,6 +122,9 @@ pub struct Reconciler {
     published: Condvar,
     /// How often each guest was heard to restart.
     reboots: Mutex<HashMap<Uuid, u64>>,
+    devices: Mutex<HashMap<Uuid, DeviceNews>>,
+    /// Who knows where volumes lie, once it is known.
+    backends: OnceLock<Backends>,
     stopping: AtomicBool,
     /// Guards the saver's sleep.
     sleep: Mutex<()>,
@@ -148,6 +166,8 @@ impl Reconciler {
             batches: Mutex::default(),
             published: Condvar::new(),
             reboots: Mutex::default(),
+            devices: Mutex::default(),
+            backends: OnceLock::new(),
             stopping: AtomicBool::new(false),
             sleep: Mutex::default(),
             sleep_wake: Condvar::new(),
@@ -212,7 +232,19 @@ impl Reconciler {
         self.reboots.lock().get(&id).copied().unwrap_or(0)
     }
 
-    /// Waits until `done` holds of the domain as it is shown, or of [`Reconciler::reboots`]. Returns whether it does; `false` also when the
+    /// What was heard of this guest's devices.
+    pub fn device_news(&self, id: Uuid) -> DeviceNews {
+        self.devices.lock().get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Has the definition read again, in the background: not every change of one is told.
+    pub fn read_definition(&self, id: Uuid) {
+        self.details.lock().fetch.insert(id);
+        self.details_wake.notify_all();
+    }
+
+    /// Waits until `done` holds of the domain as it is shown, of [`Reconciler::reboots`], or of
+    /// [`Reconciler::device_news`]. Returns whether it does; `false` also when the
     /// reconciler stops.
     pub fn wait_for(&self, id: Uuid, timeout: Duration, done: &dyn Fn(Option<&Domain>) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
@@ -253,6 +285,11 @@ impl Reconciler {
         self.board.set_announcer(part);
     }
 
+    /// Health of a backend that the configuration names, which only who asks it knows.
+    pub(super) fn set_backend(&self, name: &str, result: Result<(), String>) {
+        self.board.backend(name, result);
+    }
+
     /// The device (`st_dev`) of our own mount: no console log there is ever touched.
     pub fn set_mount_device(&self, device: u64) {
         self.mount_device.store(device, Ordering::Relaxed);
@@ -267,6 +304,12 @@ impl Reconciler {
             0 => Vec::new(),
             device => console::mount_points(device),
         }
+    }
+
+    /// Where volumes lie, so that they are known in definitions.
+    pub fn know_volumes(&self, backends: Backends) {
+        // A second engine on the same reconciler knows nothing else.
+        let _known = self.backends.set(backends);
     }
 
     /// Ends the threads, without waiting for one that is in a hung call, and saves what was only shown.

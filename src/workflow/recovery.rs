@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::engine::Shared;
 use super::judge::running;
 use super::ledger::now;
+use super::transfer;
 use crate::inventory::{
     Addresses, Backend, Flavor, Image, Instance, Object, RunningTask, Task, Transfer, Update, Volume,
 };
@@ -108,11 +109,12 @@ pub(super) fn unfinished(shared: &Shared) -> Result<Vec<Arc<Task>>, StoreError> 
     Ok(owners)
 }
 
-/// Removes finished tasks whose time is over, and what points to them.
+/// Removes finished tasks and ended offers whose time is over, and what points to them.
 pub(super) fn expire(shared: &Shared) {
     if shared.settings.read_only {
         return;
     }
+    transfer::forget_ended(shared);
     let ledger = &shared.parts.ledger;
     let now = now();
     let is_over =

@@ -158,6 +158,8 @@ impl EngineThread {
                         (look.done)(result);
                     }
                 }
+                // Whoever asked may have gone away.
+                Message::Pulse(done) => drop(done.send(())),
                 Message::Expire => recovery::expire(&self.shared),
                 Message::Stop => stops = true,
             }
@@ -204,7 +206,11 @@ impl EngineThread {
                         judge.refuse(Some(object), line(&caller, &file, &reason));
                         staged.extend(done.map(|done| Staged::Refused(done, reason)));
                     }
-                    Message::Ended { .. } | Message::Looked { .. } | Message::Expire | Message::Stop => {}
+                    Message::Ended { .. }
+                    | Message::Looked { .. }
+                    | Message::Pulse(_)
+                    | Message::Expire
+                    | Message::Stop => {}
                 }
             }
         });

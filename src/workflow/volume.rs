@@ -1,20 +1,38 @@
 //! Volumes: what a change set does to one, and the operations on them.
 
+mod attach;
+mod copying;
+mod create;
+mod detach;
+mod disks;
+mod examine;
+pub(super) mod exporters;
+mod extend;
+mod grow;
+mod local;
+mod remove;
+mod snapshot;
+
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::apply::{Words, expires_at, hand_over, words};
 use super::bin;
+use super::boot::of_block;
+use super::delete;
 use super::judge::Judge;
 use super::ledger::Batch;
 use super::operation::{Ending, Halt, Run};
 use super::subject::{Subject, Traces};
+use super::transfer;
+use crate::block::VolumeData;
 use crate::inventory::{Instance, Object, RunningTask, Volume};
 use crate::model::Class;
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::Effect;
 use crate::model::image::Format;
+use crate::model::instance::reachable;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
 use crate::model::record::{Draft, ErrorLine};
@@ -22,6 +40,8 @@ use crate::model::task::Operation;
 use crate::model::volume::change::{VolumeChange, judge};
 use crate::model::volume::record::{Origin, VolumeRecord};
 use crate::model::volume::{self, VolumeCreation, VolumeOperation};
+
+pub(super) use disks::{disk, record_all_detached, record_attached, record_detached};
 
 impl Subject for Volume {
     type Change = VolumeChange;
@@ -78,7 +98,20 @@ impl Subject for Volume {
             submissions.batch.instance(id).filter(|instance| instance.record.protection.lock.is_some())
         });
         let lock = locked.as_ref().and_then(|instance| instance.record.protection.lock.as_ref());
-        judge(&self.situation(caller, lock), change)
+        let situation = self.situation(caller, lock);
+        if let VolumeChange::Offer { name, recipient, .. } = change {
+            volume::access(situation.role)?;
+            if transfer::is_offered(submissions, self, name, *recipient) {
+                return Ok(Effect::AlreadyTrue);
+            }
+        }
+        let effect = judge(&situation, change)?;
+        match &effect {
+            Effect::Start(operation) => is_not_copied(submissions.batch, self.id, Some(operation))?,
+            Effect::Remove => is_not_copied(submissions.batch, self.id, None)?,
+            Effect::AlreadyTrue | Effect::Join | Effect::Record | Effect::Reset => {}
+        }
+        Ok(effect)
     }
 
     fn describe(&self, change: &VolumeChange) -> Words {
@@ -104,15 +137,84 @@ impl Subject for Volume {
         self.task = Some(task);
     }
 
-    fn can_begin(&self, judge: &Judge<'_, '_>, caller: &Caller, operation: &Operation) -> Result<(), Reason> {
-        let Operation::Volume(operation) = operation else { return Ok(()) };
-        match operation.instance() {
-            Some(instance) => {
-                let instance = judge.batch.instance(instance);
-                may_claim(&*instance.ok_or_else(|| Reason::NotFound("such instance any more".to_owned()))?, caller)
-            }
-            None => Ok(()),
+    fn enter(&mut self, judge: &Judge<'_, '_>, _caller: &Caller, operation: &Operation) {
+        if let Operation::Volume(VolumeOperation::TakeSnapshot { name }) = operation {
+            let begun = snapshot::begun(&self.record, judge.now);
+            let _there_is_room = self.record.snapshots.set(name, begun);
         }
+    }
+
+    fn can_begin(&self, judge: &Judge<'_, '_>, caller: &Caller, operation: &Operation) -> Result<(), Reason> {
+        if *operation == Operation::Delete {
+            // Who uses it is asked of the hypervisor.
+            return reachable(judge.unreachable.as_deref());
+        }
+        let Operation::Volume(operation) = operation else { return Ok(()) };
+        if let Some(id) = operation.instance() {
+            let instance = judge.batch.instance(id).ok_or_else(|| Reason::NotFound(format!("instance {id}")))?;
+            may_claim(&instance, caller)?;
+            if instance.record.draft.is_none() {
+                reachable(judge.unreachable.as_deref())?;
+            }
+            return match operation {
+                VolumeOperation::Attach { device, .. } => attach::can_begin(self, &instance, device.as_deref()),
+                VolumeOperation::Detach { .. }
+                | VolumeOperation::Create
+                | VolumeOperation::Extend { .. }
+                | VolumeOperation::AttachLocally
+                | VolumeOperation::DetachLocally
+                | VolumeOperation::TakeSnapshot { .. }
+                | VolumeOperation::DeleteSnapshot { .. }
+                | VolumeOperation::Examine => detach::can_begin(&instance, self.id),
+            };
+        }
+        match operation {
+            VolumeOperation::Create => create::can_begin(judge, caller, self),
+            VolumeOperation::TakeSnapshot { name } => snapshot::can_begin(self, name),
+            VolumeOperation::DeleteSnapshot { .. } => reachable(judge.unreachable.as_deref()),
+            VolumeOperation::AttachLocally => local::can_begin(judge.shared, self),
+            VolumeOperation::Extend { .. }
+            | VolumeOperation::Attach { .. }
+            | VolumeOperation::Detach { .. }
+            | VolumeOperation::DetachLocally
+            | VolumeOperation::Examine => Ok(()),
+        }
+    }
+}
+
+/// Whether nobody makes a copy of the volume, or of what an operation would take from under him. `None`: it is to be
+/// forgotten.
+fn is_not_copied(batch: &Batch<'_>, id: Uuid, operation: Option<&Operation>) -> Result<(), Reason> {
+    let is_disturbed = |origin: &Origin| match (origin, operation) {
+        (Origin::Volume(source), Some(Operation::Volume(operation))) => match operation {
+            // They only read it, or leave it alone.
+            VolumeOperation::Examine
+            | VolumeOperation::TakeSnapshot { .. }
+            | VolumeOperation::DeleteSnapshot { .. } => false,
+            VolumeOperation::Create
+            | VolumeOperation::Extend { .. }
+            | VolumeOperation::Attach { .. }
+            | VolumeOperation::Detach { .. }
+            | VolumeOperation::AttachLocally
+            | VolumeOperation::DetachLocally => *source == id,
+        },
+        (Origin::Snapshot { volume, name }, Some(Operation::Volume(operation))) => {
+            *volume == id && matches!(operation, VolumeOperation::DeleteSnapshot { name: other } if other == name)
+        }
+        (Origin::Volume(source) | Origin::Snapshot { volume: source, .. }, Some(_) | None) => *source == id,
+        (Origin::Image(_) | Origin::Existing { .. }, _) => false,
+    };
+    let copy = batch.volumes().into_iter().find(|copy| {
+        let is_made =
+            copy.task.as_ref().map(|task| &task.operation) == Some(&Operation::Volume(VolumeOperation::Create));
+        is_made && copy.record.created_from.as_ref().is_some_and(is_disturbed)
+    });
+    match copy {
+        Some(copy) => Err(Reason::InUse(format!(
+            "the volume {} is being made as a copy of it; try again after that (instancefs wait)",
+            copy.id
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -192,9 +294,7 @@ fn record(
         VolumeChange::Project(gid) => hand_over(&mut record.ownership, |ownership| ownership.project = *gid),
         VolumeChange::SizeBytes(bytes) => record.size_bytes = *bytes,
         VolumeChange::Backend(name) => {
-            if judge.shared.parts.ledger.inventory().backend_named(name).is_none() {
-                return Err(Reason::NotFound(format!("backend named {name:?}")));
-            }
+            judge.shared.backend(name)?;
             record.backend.clone_from(name);
         }
         VolumeChange::DiskFormat(format) => record.disk_format = Some(*format),
@@ -210,7 +310,9 @@ fn record(
             record.bin = Some(bin::entry(judge.shared, caller, judge.now));
         }
         VolumeChange::State(volume::Word::State(_)) | VolumeChange::Restore => record.bin = None,
-        VolumeChange::Offer { .. } => return Err(Reason::NotBuilt { what: "offering a volume" }),
+        VolumeChange::Offer { transfer: id, name, recipient } => {
+            return transfer::offer(judge, caller, volume, *id, name, *recipient);
+        }
         // These are operations, or the end of the record.
         VolumeChange::State(volume::Word::Deleted)
         | VolumeChange::Attach { .. }
@@ -226,7 +328,7 @@ fn record(
 impl Judge<'_, '_> {
     /// A new volume draft, numbered.
     pub(super) fn volume_draft(&mut self, caller: &Caller, id: Uuid) -> Volume {
-        let backend = self.shared.parts.block.name().to_owned();
+        let backend = self.shared.parts.backends.first().to_owned();
         let (number, ownership) = (self.batch.next_number(), self.ownership_for(caller));
         let record = VolumeRecord {
             draft: Some(Draft { written: false }),
@@ -245,7 +347,11 @@ pub(super) fn release(batch: &mut Batch<'_>, volume: Arc<Volume>, operation: Uui
     }
     volume.record.updated_at = now;
     match line {
-        Some(line) => volume.record.errors.push(line),
+        Some(line) => {
+            volume.record.errors.push(line);
+            // Only one operation at a time takes one, and this one has failed.
+            volume.record.snapshots.retain(|snapshot| snapshot.data.is_some());
+        }
         None => volume.record.errors.current = false,
     }
     batch.put(Object::Volume(Arc::new(volume)));
@@ -259,36 +365,81 @@ pub(super) fn release(batch: &mut Batch<'_>, volume: Arc<Volume>, operation: Uui
 }
 
 /// Does an operation on a volume.
-pub(super) fn perform(_run: &Run, operation: &VolumeOperation) -> Result<Ending, Halt> {
-    let what = match operation {
-        VolumeOperation::Create => "making a volume",
-        VolumeOperation::Extend { .. } => "making a volume larger",
-        VolumeOperation::Attach { .. } => "attaching a volume",
-        VolumeOperation::Detach { .. } => "detaching a volume",
-        VolumeOperation::AttachLocally | VolumeOperation::DetachLocally => "local_attach",
-        VolumeOperation::TakeSnapshot { .. } | VolumeOperation::DeleteSnapshot { .. } => "snapshots",
-        VolumeOperation::Examine => "looking at a volume again",
-    };
-    Err(Halt::Failed(Reason::NotBuilt { what }))
+pub(super) fn perform(run: &Run, operation: &VolumeOperation) -> Result<Ending, Halt> {
+    match operation {
+        VolumeOperation::Create => create::create(run),
+        VolumeOperation::Extend { size_bytes } => extend::extend(run, *size_bytes),
+        VolumeOperation::Attach { instance, device } => attach::attach(run, *instance, device.as_deref()),
+        VolumeOperation::Detach { instance } => detach::detach(run, *instance),
+        VolumeOperation::AttachLocally => local::attach(run),
+        VolumeOperation::DetachLocally => local::detach(run),
+        VolumeOperation::TakeSnapshot { name } => snapshot::take(run, name),
+        VolumeOperation::DeleteSnapshot { name } => snapshot::delete(run, name),
+        VolumeOperation::Examine => examine::examine(run),
+    }
 }
 
 /// Undoes what a step created. `false`: it stays, and so does everything made before it.
-pub(super) fn undo(_run: &Run, creation: &VolumeCreation) -> Result<bool, Halt> {
-    let what = match creation {
-        VolumeCreation::Data(_) => "removing a volume's data",
-        VolumeCreation::Snapshot { .. } => "removing a snapshot's data",
-        VolumeCreation::AttachedDisk { .. } => "detaching again",
-        VolumeCreation::LocalDevice(_) => "taking a local device away again",
-    };
-    Err(Halt::Failed(Reason::NotBuilt { what }))
+pub(super) fn undo(run: &Run, creation: &VolumeCreation) -> Result<bool, Halt> {
+    match creation {
+        VolumeCreation::Data(data) => remove::undo(run, data),
+        VolumeCreation::Snapshot { data, .. } => remove::undo_snapshot(run, data).map(|()| true),
+        VolumeCreation::AttachedDisk { .. } => {
+            run.operation.instance().map_or(Ok(true), |instance| attach::undo(run, instance))
+        }
+        VolumeCreation::LocalDevice(local) => local::undo(run, local),
+    }
+}
+
+/// What the record says of a creation that is undone.
+pub(super) fn forget(batch: &mut Batch<'_>, object: Uuid, creation: &VolumeCreation) {
+    match creation {
+        VolumeCreation::Data(data) => edit(batch, object, |record| {
+            if record.data.as_ref() == Some(&VolumeData::Ours(data.clone())) {
+                record.data = None;
+            }
+        }),
+        // The entry of one that did not become complete goes with the claim.
+        VolumeCreation::Snapshot { .. } | VolumeCreation::AttachedDisk { .. } | VolumeCreation::LocalDevice(_) => {}
+    }
 }
 
 /// Removes a volume in the bin for good, with the data that instancefs made for it.
-pub(super) fn delete(_run: &Run) -> Result<Ending, Halt> {
-    Err(Halt::Failed(Reason::NotBuilt { what: "deleting a volume" }))
+pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
+    remove::delete(run)
 }
 
 /// Removes a draft, and the data that a failed creation could not take back.
-pub(super) fn discard(_run: &Run) -> Result<Ending, Halt> {
-    Ok(Ending::Removed)
+pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
+    remove::discard(run)
+}
+
+/// Whether no definition names this data, and nobody has it open.
+pub(super) fn nobody_uses(run: &Run, data: &VolumeData) -> Result<(), Halt> {
+    let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
+    let failed = |error| Halt::Failed(of_block(error));
+    if let Some(path) = backend.source(data).map_err(failed)?.path() {
+        delete::nobody_uses(run, path)?;
+    }
+    match backend.holder(data).map_err(failed)? {
+        Some(holder) => {
+            Err(Halt::Failed(Reason::InUse(format!("{holder} has it open; end that first, and ask again"))))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Changes a volume's record in a batch.
+pub(super) fn edit(batch: &mut Batch<'_>, id: Uuid, change: impl FnOnce(&mut VolumeRecord)) {
+    if let Some(volume) = batch.volume(id) {
+        let mut volume = (*volume).clone();
+        change(&mut volume.record);
+        batch.put(Object::Volume(Arc::new(volume)));
+    }
+}
+
+/// A success that changes the volume's record.
+fn ending(run: &Run, change: impl Fn(&mut VolumeRecord) + Send + Sync + 'static) -> Ending {
+    let object = run.object;
+    Ending::Edit(Box::new(move |batch| edit(batch, object, &change)))
 }

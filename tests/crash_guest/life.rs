@@ -9,15 +9,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use instancefs::block::BlockBackend;
+use instancefs::block::backends::Backends;
 use instancefs::block::directory::DirectoryBackend;
+use instancefs::block::local::HostDevices;
 use instancefs::hypervisor::target::Target;
 use instancefs::image::import::Policy;
 use instancefs::inventory::Inventory;
 use instancefs::model::Class;
+use instancefs::model::backend::Kind;
 use instancefs::model::caller::Caller;
 use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::reason::Reason;
+use instancefs::privilege::Privilege;
 use instancefs::store::power_loss::Moment;
 use instancefs::store::sqlite::SqliteStore;
 use instancefs::store::{Change, Committed, Compare, Record, Revision, Store, StoreError};
@@ -154,7 +158,9 @@ pub fn live(order: &Order<'_>) -> ! {
         // What it recovers begins with the engine.
         store.arm();
     }
-    let parts = Parts { ledger, hypervisor, block: block.clone(), reconciler, events };
+    let backends = Backends::new(Kind::Directory, block.clone());
+    let local = Arc::new(HostDevices::new(directory.join("exports"), Privilege::of_this_process()));
+    let parts = Parts { ledger, hypervisor, block: block.clone(), backends, local, reconciler, events };
     let settings = Settings {
         settle: DEADLINE,
         state_directory: directory.clone(),

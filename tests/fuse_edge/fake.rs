@@ -321,7 +321,7 @@ impl Interface for Fake {
         Err(Reason::Policy("never".into()))
     }
 
-    fn symlink(&self, _parent: Node, _name: &str, _target: &str, _caller: Caller, done: NodeCompletion) {
+    fn symlink(self: Arc<Self>, _parent: Node, _name: &str, _target: &str, _caller: Caller, done: NodeCompletion) {
         done(Err(Reason::Policy("never".into())));
     }
 

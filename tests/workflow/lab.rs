@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use instancefs::block::backends::Backends;
+use instancefs::block::local::LocalDevices;
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
 use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
@@ -15,6 +17,7 @@ use instancefs::hypervisor::{Domain, Hypervisor, PowerState};
 use instancefs::image::import::Policy;
 use instancefs::inventory::{Image, Instance, Inventory, Object, Task};
 use instancefs::model::Class;
+use instancefs::model::backend::Kind;
 use instancefs::model::caller::{Caller, NO_PROJECT, Ownership};
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image::Format;
@@ -35,6 +38,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::devices::TestDevices;
 use crate::volume_files::VolumeFiles;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -99,7 +103,7 @@ impl Default for Files {
 }
 
 impl BlockBackend for Disks {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "memory"
     }
 
@@ -198,7 +202,7 @@ impl BlockBackend for Disks {
         self.volumes.plan(self.name(), new)
     }
 
-    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<Examined, BlockError> {
         self.volumes.create(self.name(), new)
     }
 
@@ -206,7 +210,7 @@ impl BlockBackend for Disks {
         self.volumes.remove(record)
     }
 
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<(), BlockError> {
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<u64, BlockError> {
         self.volumes.grow(data, size_bytes)
     }
 
@@ -214,12 +218,12 @@ impl BlockBackend for Disks {
         self.volumes.examine(data)
     }
 
-    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
-        self.volumes.adopt(self.name(), reference)
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
+        self.volumes.adopt(self.name(), reference, claimed)
     }
 
-    fn source(&self, data: &VolumeData) -> DiskSource {
-        self.volumes.source(data)
+    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
+        Ok(self.volumes.source(data))
     }
 
     fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
@@ -259,6 +263,7 @@ pub struct World {
     pub store: Arc<dyn Store>,
     pub hypervisor: Arc<SimulatedHypervisor>,
     pub disks: Arc<Disks>,
+    pub devices: Arc<TestDevices>,
     pub image: Uuid,
 }
 
@@ -275,7 +280,8 @@ impl World {
         let hypervisor = Arc::new(SimulatedHypervisor::open(&directory.path().join("host")).unwrap());
         hypervisor.connect().unwrap();
         std::fs::create_dir(directory.path().join("images")).unwrap();
-        let world = World { directory, store, hypervisor, disks: Arc::default(), image: Uuid::new_v4() };
+        let devices = Arc::new(TestDevices::new(directory.path().join("devices")));
+        let world = World { directory, store, hypervisor, disks: Arc::default(), devices, image: Uuid::new_v4() };
         let ledger = Ledger::open(world.store.clone(), Arc::default()).unwrap();
         ledger
             .transact(|batch| {
@@ -308,6 +314,18 @@ impl World {
         block: Arc<dyn BlockBackend>,
         set: impl FnOnce(&mut Settings),
     ) -> Life<'_> {
+        self.begin_life_on(store, hypervisor, block, self.devices.clone(), set)
+    }
+
+    /// The same on another view of the host's block devices too.
+    pub fn begin_life_on(
+        &self,
+        store: Arc<dyn Store>,
+        hypervisor: Arc<dyn Hypervisor>,
+        block: Arc<dyn BlockBackend>,
+        local: Arc<dyn LocalDevices>,
+        set: impl FnOnce(&mut Settings),
+    ) -> Life<'_> {
         let inventory = Arc::new(Inventory::new());
         inventory.apply(workflow::load(&*store).unwrap());
         let ledger = Arc::new(Ledger::open(store.clone(), inventory.clone()).unwrap());
@@ -325,8 +343,15 @@ impl World {
                 read_only: false,
             },
         );
-        let parts =
-            Parts { ledger: ledger.clone(), hypervisor, block, reconciler: reconciler.clone(), events: events.clone() };
+        let parts = Parts {
+            ledger: ledger.clone(),
+            hypervisor,
+            backends: Backends::new(Kind::Directory, block.clone()),
+            block,
+            local,
+            reconciler: reconciler.clone(),
+            events: events.clone(),
+        };
         let mut settings = Settings {
             settle: DEADLINE,
             state_directory: self.directory.path().to_owned(),

@@ -1,13 +1,16 @@
 //! The workflow room against the simulated hypervisor: requests, operations, failures, crashes.
 
+mod attach;
 mod bin;
 mod boot;
 mod crash;
 mod define_again;
+mod devices;
 mod image;
 mod keeper;
 mod kept;
 mod lab;
+mod local_attach;
 mod power;
 mod protection;
 mod reconfigure;

@@ -34,10 +34,11 @@ impl VolumeFiles {
         }
     }
 
-    pub fn create(&self, backend: &str, new: &NewData<'_>) -> Result<DataRecord, BlockError> {
+    pub fn create(&self, backend: &str, new: &NewData<'_>) -> Result<Examined, BlockError> {
         let record = self.plan(backend, new);
+        let made = Examined { size_bytes: new.size_bytes, format: record.format };
         match self.made_by.lock().get(&record.reference) {
-            Some(operation) if *operation == record.operation => return Ok(record),
+            Some(operation) if *operation == record.operation => return Ok(made),
             Some(_) => return Err(BlockError::Exists(record.reference)),
             None => {}
         }
@@ -45,6 +46,7 @@ impl VolumeFiles {
             Source::Empty => String::new(),
             Source::Image(path, _) => format!("from {}\n", path.display()),
             Source::Volume(data) => self.rest(&self.path(data))?,
+            Source::Elsewhere(DiskSource::File(path) | DiskSource::Block(path), _) => self.rest(path)?,
             Source::Snapshot(data) => self.rest(&self.directory.join(&data.reference))?,
         };
         let path = self.directory.join(&record.reference);
@@ -52,7 +54,7 @@ impl VolumeFiles {
         let text = format!("size {} {}\n{content}", new.size_bytes, record.format.word());
         self.made_by.lock().insert(record.reference.clone(), record.operation);
         fs::write(path, text).map_err(failed)?;
-        Ok(record)
+        Ok(made)
     }
 
     pub fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
@@ -70,7 +72,7 @@ impl VolumeFiles {
         }
     }
 
-    pub fn grow(&self, data: &VolumeData, size_bytes: u64) -> Result<(), BlockError> {
+    pub fn grow(&self, data: &VolumeData, size_bytes: u64) -> Result<u64, BlockError> {
         if *self.grow_fails.lock() {
             return Err(BlockError::NoSpace("the volumes' place".to_owned()));
         }
@@ -78,7 +80,8 @@ impl VolumeFiles {
         let path = self.path(data);
         let rest = self.rest(&path)?;
         let size = size_bytes.max(present.size_bytes);
-        fs::write(&path, format!("size {size} {}\n{rest}", present.format.word())).map_err(failed)
+        fs::write(&path, format!("size {size} {}\n{rest}", present.format.word())).map_err(failed)?;
+        Ok(size)
     }
 
     pub fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
@@ -96,15 +99,20 @@ impl VolumeFiles {
         Ok(Examined { size_bytes, format })
     }
 
-    pub fn adopt(&self, backend: &str, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
+    pub fn adopt(
+        &self,
+        backend: &str,
+        reference: &str,
+        claimed: Option<Format>,
+    ) -> Result<(ExistingData, Examined), BlockError> {
         use std::os::unix::fs::MetadataExt;
         let path = self.directory.join(reference);
         let metadata = fs::metadata(&path).map_err(|_| BlockError::Missing(format!("file {}", path.display())))?;
         let existing = ExistingData {
             backend: backend.to_owned(),
             reference: path.display().to_string(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
+            identity: metadata.ino().to_string(),
+            format: claimed.unwrap_or(Format::Raw),
         };
         let examined = self.examine(&VolumeData::Existing(existing.clone()))?;
         Ok((existing, examined))

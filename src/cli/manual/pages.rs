@@ -20,7 +20,7 @@ pub struct Page {
 
 const CONFIGURATION: (&str, &str) = (
     "/etc/instancefs.toml",
-    "Configuration; may be absent. Keys: connect, state_dir, settle, access_group, admin_group, projects. The command \
+    "Configuration; may be absent. The package installs it with every key and its default, commented out. The command \
      line wins over mount options (-o), and these win over the file. An ordinary user's is \
      ~/.config/instancefs.toml.",
 );
@@ -85,14 +85,22 @@ pub const PAGES: &[Page] = &[
             "A mount that a dead daemon left on the directory is taken away first. A directory that is mounted by \
              anybody else is refused.",
             "Mount options (-o) are ro, access_group=NAME (who may enter the tree, default libvirt), admin_group=NAME \
-             (who may read events, default adm), projects=A:B (groups that instances may belong to), \
+             (who may read events and metrics, default adm), projects=A:B (groups that instances may belong to), \
              settle=DURATION, retention=DURATION or never (how long the bin keeps what was moved there, default 7d), \
              shelved_offload_time=DURATION or never (how long after shelving an instance's disks are removed, default \
              never), connect=URI and state_dir=DIR. Options of fstab that mean nothing here are ignored; any other is an \
              error.",
         ],
         exit: &[("0", "Unmounted; with --background: mounted, and the tree answers."), FAILED, USAGE],
-        environment: &[ACCELERATOR, ("RUST_LOG", "What is logged: error, warn, info (default), debug.")],
+        environment: &[
+            ACCELERATOR,
+            ("RUST_LOG", "What is logged: error, warn, info (default), debug."),
+            (
+                "NOTIFY_SOCKET, WATCHDOG_USEC",
+                "Set by systemd for a unit of Type=notify: it is told when the mount answers, and, with WatchdogSec=, \
+                 that the daemon still works off what it is asked. Not with --background.",
+            ),
+        ],
         files: &[
             CONFIGURATION,
             STATE,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{Profile, escape};
+use super::{AttachedDisk, Profile, escape};
 use crate::hypervisor::Accelerator;
 use crate::model::image::Format;
 use crate::model::network::Network;
@@ -37,11 +37,13 @@ pub struct NewDomain {
     pub memory_bytes: u64,
     /// What its network card is connected to.
     pub network: Network,
-    /// The root disk (qcow2), absolute.
-    pub root_disk: PathBuf,
+    /// The root disk (qcow2), absolute; `None` where one of the volumes is it, or there is none.
+    pub root_disk: Option<PathBuf>,
     /// The image below the root disk. libvirt is told to leave its owner alone: a guest's QEMU must never own what other
     /// guests run on.
     pub image: Option<BackingImage>,
+    /// The volumes that it has, in the order of their devices.
+    pub volumes: Vec<AttachedDisk>,
     /// The NoCloud seed (raw), absolute.
     pub seed: Option<PathBuf>,
     /// Where the serial console is logged, absolute.
@@ -81,7 +83,7 @@ impl NewDomain {
   <on_crash>destroy</on_crash>
   <devices>
     <emulator>{emulator}</emulator>
-{root_disk}{seed}{network}{console}{agent}    <graphics type='vnc'>
+{root_disk}{volumes}{seed}{network}{console}{agent}    <graphics type='vnc'>
       <listen type='none'/>
     </graphics>
     <video>
@@ -105,6 +107,7 @@ impl NewDomain {
             machine = escape(&profile.machine),
             emulator = text(&profile.emulator),
             root_disk = self.root_disk(),
+            volumes = self.volumes.iter().map(AttachedDisk::to_xml).collect::<String>(),
             seed = self.seed(),
             network = self.network(),
             console = self.console(),
@@ -115,6 +118,7 @@ impl NewDomain {
     }
 
     fn root_disk(&self) -> String {
+        let Some(root_disk) = &self.root_disk else { return String::new() };
         let image = self.image.as_ref().map_or_else(String::new, |image| {
             format!(
                 "      <backingStore type='file'>
@@ -137,7 +141,7 @@ impl NewDomain {
       <boot order='1'/>
     </disk>
 ",
-            text(&self.root_disk)
+            text(root_disk)
         )
     }
 
@@ -236,8 +240,9 @@ mod tests {
             vcpus: 2,
             memory_bytes: 128 << 20,
             network: Network::User,
-            root_disk: PathBuf::from("/d/root.qcow2"),
+            root_disk: Some(PathBuf::from("/d/root.qcow2")),
             image: Some(BackingImage { path: PathBuf::from("/i/data"), format: Format::Qcow2 }),
+            volumes: Vec::new(),
             seed: None,
             console_log: PathBuf::from("/d/console.log"),
             accelerator: Accelerator::Tcg,
@@ -299,6 +304,23 @@ mod tests {
         assert_eq!(one, mac_address(Uuid::from_u128(1)));
         assert!(one.starts_with("52:54:00:") && one.len() == 17);
         assert_ne!(one, mac_address(Uuid::from_u128(1 << 127 | 1)));
+    }
+
+    #[test]
+    fn a_guest_without_a_root_disk_of_its_own_boots_from_its_volume() {
+        let volume = AttachedDisk {
+            source: crate::model::domain::DiskSource::Block(PathBuf::from("/dev/vg/root")),
+            format: Format::Raw,
+            device: "vda".to_owned(),
+            volume: Uuid::from_u128(2),
+            is_shared: false,
+            boots: true,
+        };
+        let xml = NewDomain { root_disk: None, image: None, volumes: vec![volume], ..new_domain() }.to_xml(&profile());
+        let disks = Definition::parse(&xml).unwrap().disks;
+        assert_eq!((disks.len(), disks[0].device.as_str()), (1, "vda"));
+        assert_eq!(disks[0].path.as_deref(), Some(Path::new("/dev/vg/root")));
+        assert_eq!(xml.matches("<boot order='1'/>").count(), 1);
     }
 
     #[test]

@@ -17,9 +17,9 @@ use virt::sys as raw;
 use super::connection::{Failure, Keeper};
 use super::power::power;
 use super::{Target, accelerator, embed, error, neighbours, sys};
-use crate::hypervisor::definition::{self, Profile};
+use crate::hypervisor::definition::{self, AttachedDisk, Profile};
 use crate::hypervisor::{
-    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks,
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Places,
     PowerState, Reboot,
 };
 use crate::model::network::Network;
@@ -185,6 +185,17 @@ impl Hypervisor for Libvirt {
         self.on(uuid, |domain| domain.xml_desc(raw::VIR_DOMAIN_XML_INACTIVE))
     }
 
+    fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError> {
+        self.on(uuid, |domain| {
+            if !domain.is_active()? {
+                return Ok(None);
+            }
+            let xml = domain.xml_desc(0)?;
+            // It may have ended between the two, and then this was the other definition.
+            Ok(domain.is_active()?.then_some(xml))
+        })
+    }
+
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {
         let result = self.call(|connection| connection.define_domain_xml(xml).map(|_| ()));
         match result {
@@ -310,6 +321,32 @@ impl Hypervisor for Libvirt {
         self.call(|connection| connection.define_domain_xml(&edited).map(|_| ()))
     }
 
+    fn attach_disk(&self, uuid: Uuid, disk: &AttachedDisk, places: Places) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| domain.attach_device_flags(&disk.to_xml(), affected(places)))
+    }
+
+    /// The element is taken from the definition itself, in libvirt's own words for it.
+    fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError> {
+        let xml = match places.live {
+            true => self.live_definition(uuid)?,
+            false => Some(self.definition(uuid)?),
+        };
+        let xml = xml.ok_or_else(|| HypervisorError::InvalidState("the domain is not running".to_owned()))?;
+        let element = definition::disk_element(&xml, device)
+            .ok_or_else(|| HypervisorError::Failed(format!("the domain has no disk {device}")))?;
+        self.on(uuid, |domain| domain.detach_device_flags(&element, affected(places)))
+    }
+
+    fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
+        self.on(uuid, |domain| {
+            // libvirt would make a larger one smaller.
+            if domain.block_info(device, 0)?.capacity >= size_bytes {
+                return Ok(());
+            }
+            domain.block_resize(device, size_bytes, raw::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        })
+    }
+
     fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
         self.on(uuid, |domain| match source {
             AddressSource::Agent => sys::addresses(domain, raw::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT),
@@ -379,6 +416,12 @@ impl Hypervisor for Libvirt {
             }
         }
     }
+}
+
+/// `virDomainModificationImpact`. Never "current", which is decided when the call arrives.
+fn affected(places: Places) -> u32 {
+    let flag = |is_meant, flag| if is_meant { flag } else { 0 };
+    flag(places.persistent, raw::VIR_DOMAIN_AFFECT_CONFIG) | flag(places.live, raw::VIR_DOMAIN_AFFECT_LIVE)
 }
 
 /// The UUIDs of the domains that a filter of `virConnectListAllDomains` selects: one round trip.

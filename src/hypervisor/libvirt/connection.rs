@@ -323,6 +323,14 @@ impl Listener for Messenger {
         let _ = self.events.send(Event::Rebooted(uuid));
     }
 
+    fn device_removed(&self, uuid: Uuid) {
+        let _ = self.events.send(Event::DeviceRemoved(uuid));
+    }
+
+    fn device_kept(&self, uuid: Uuid, alias: String) {
+        let _ = self.events.send(Event::DeviceKept { uuid, device: alias });
+    }
+
     fn closed(&self, reason: c_int) {
         let _ = self
             .inbox

@@ -28,6 +28,10 @@ pub(super) trait Listener: Send + Sync {
     fn changed(&self, uuid: Uuid);
     /// This domain's guest restarted.
     fn rebooted(&self, uuid: Uuid);
+    /// A device is out of this domain's guest.
+    fn device_removed(&self, uuid: Uuid);
+    /// The guest refused to let this device go; the name is libvirt's alias.
+    fn device_kept(&self, uuid: Uuid, alias: String);
     /// The connection closed (`virConnectCloseReason`).
     fn closed(&self, reason: c_int);
 }
@@ -158,8 +162,8 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Registers `listener` for lifecycle, reboot, metadata, guest agent and I/O error events, and for the end of the connection if
-    /// `watches_close` (drivers inside our process have no such end).
+    /// Registers `listener` for lifecycle, reboot, metadata, guest agent, I/O error and device events, and for the end of
+    /// the connection if `watches_close` (drivers inside our process have no such end).
     pub(super) fn new(
         connection: Arc<Connect>,
         listener: &Arc<dyn Listener>,
@@ -175,6 +179,9 @@ impl Subscription {
                 (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, generic(on_metadata as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, generic(on_agent as *const ())),
                 (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, generic(on_io_error as *const ())),
+                (sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, generic(on_device_added as *const ())),
+                (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, generic(on_device_removed as *const ())),
+                (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, generic(on_device_kept as *const ())),
             ]
         };
         for (event, callback) in callbacks {
@@ -330,6 +337,41 @@ unsafe extern "C" fn on_io_error(
 ) {
     // SAFETY: libvirt passes a valid domain and the opaque of the registration.
     unsafe { deliver(domain, opaque, |listener, uuid| listener.changed(uuid)) };
+}
+
+unsafe extern "C" fn on_device_added(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a valid domain and the opaque of the registration.
+    unsafe { deliver(domain, opaque, |listener, uuid| listener.changed(uuid)) };
+}
+
+unsafe extern "C" fn on_device_removed(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a valid domain and the opaque of the registration.
+    unsafe { deliver(domain, opaque, |listener, uuid| listener.device_removed(uuid)) };
+}
+
+unsafe extern "C" fn on_device_kept(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    alias: *const c_char,
+    opaque: *mut c_void,
+) {
+    if alias.is_null() {
+        return;
+    }
+    // SAFETY: libvirt passes a null-terminated alias for the time of the call.
+    let alias = unsafe { CStr::from_ptr(alias) }.to_string_lossy().into_owned();
+    // SAFETY: libvirt passes a valid domain and the opaque of the registration.
+    unsafe { deliver(domain, opaque, |listener, uuid| listener.device_kept(uuid, alias)) };
 }
 
 unsafe extern "C" fn on_close(_connection: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::daemon::{Daemon, Fault, Mode, now_ms};
 use super::{CALLS, Shared, disk, xml};
-use crate::hypervisor::{HypervisorError, Reboot};
+use crate::hypervisor::{HypervisorError, Places, Reboot};
 
 /// What a control line may say, in `do`. Verbs on a domain act as a `virsh` elsewhere would, and are told as events.
 #[derive(Debug, Deserialize)]
@@ -61,6 +61,10 @@ enum Command {
     SetDescription { uuid: Uuid, text: Option<String> },
     /// Sets our metadata element, or removes it.
     SetMetadata { uuid: Uuid, xml: Option<String> },
+    /// Puts a disk into these definitions.
+    AttachDisk { uuid: Uuid, xml: String, persistent: bool, live: bool },
+    /// Takes a disk out of these definitions.
+    DetachDisk { uuid: Uuid, device: String, persistent: bool, live: bool },
     /// It crashes: off, or with `preserve` kept as crashed.
     Crash {
         uuid: Uuid,
@@ -82,7 +86,13 @@ enum Command {
     /// Its addresses from now on: what its agent says, and what the host knows.
     Addresses { uuid: Uuid, agent: Option<Vec<IpAddr>>, host: Option<Vec<IpAddr>> },
     /// How the guest behaves.
-    Guest { uuid: Uuid, ignores_acpi: Option<bool>, acpi_delay_ms: Option<u64> },
+    Guest {
+        uuid: Uuid,
+        ignores_acpi: Option<bool>,
+        acpi_delay_ms: Option<u64>,
+        refuses_detach: Option<bool>,
+        detach_delay_ms: Option<u64>,
+    },
     /// A fault for a call of the trait, by its method's name.
     Fault {
         call: String,
@@ -200,8 +210,14 @@ fn obey(daemon: &mut Daemon, command: Command) -> Result<Value, HypervisorError>
         Command::Wake { uuid } => host.wake(uuid)?,
         Command::Migrate { uuid } => host.migrate(uuid)?,
         Command::Addresses { uuid, agent, host: known } => host.set_addresses(uuid, agent, known)?,
-        Command::Guest { uuid, ignores_acpi, acpi_delay_ms } => {
-            host.set_behaviour(uuid, ignores_acpi, acpi_delay_ms)?;
+        Command::Guest { uuid, ignores_acpi, acpi_delay_ms, refuses_detach, detach_delay_ms } => {
+            host.set_behaviour(uuid, ignores_acpi, acpi_delay_ms, refuses_detach, detach_delay_ms)?;
+        }
+        Command::AttachDisk { uuid, xml, persistent, live } => {
+            host.attach_disk(uuid, &xml, Places { persistent, live })?;
+        }
+        Command::DetachDisk { uuid, device, persistent, live } => {
+            host.detach_disk(uuid, &device, Places { persistent, live }, now_ms())?;
         }
         Command::Fault { call, uuid, mode, message, kind, ms, times, applied } => {
             if !CALLS.contains(&call.as_str()) {

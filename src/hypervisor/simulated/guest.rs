@@ -1,11 +1,12 @@
 //! One domain of the simulated host, and what libvirt asks of it before it acts.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::hypervisor::{Domain, HypervisorError, PowerState};
+use crate::hypervisor::{Domain, HypervisorError, Places, PowerState};
 
 /// One domain and the guest that runs in it, as kept on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,21 @@ pub(super) struct Guest {
     /// Its addresses, as the host knows them.
     #[serde(default)]
     pub(super) host_addresses: Vec<IpAddr>,
+    /// What it has while it runs.
+    #[serde(default)]
+    pub(super) live_xml: Option<String>,
+    /// It refuses to let disks go.
+    #[serde(default)]
+    pub(super) refuses_detach: bool,
+    /// How long it takes to let a disk go, in milliseconds.
+    #[serde(default)]
+    pub(super) detach_delay_ms: u64,
+    /// The disks that it was asked to let go, by device, with when it will, in milliseconds of the epoch.
+    #[serde(default)]
+    pub(super) leaving: BTreeMap<String, u64>,
+    /// The sizes in bytes that disks were given while it ran, by device.
+    #[serde(default)]
+    pub(super) disk_bytes: BTreeMap<String, u64>,
 }
 
 /// A request that the guest is working on.
@@ -54,8 +70,12 @@ impl Guest {
     pub(super) fn enter(&mut self, power: PowerState, reason: &str) {
         self.domain.power = power;
         reason.clone_into(&mut self.domain.reason);
-        if !self.active() {
+        if self.active() {
+            self.live_xml.get_or_insert_with(|| self.xml.clone());
+        } else {
             self.button = None;
+            self.live_xml = None;
+            self.leaving.clear();
         }
     }
 
@@ -67,12 +87,24 @@ impl Guest {
         if self.domain.persistent { Ok(()) } else { Err(invalid(refusal)) }
     }
 
-    /// When its button takes effect; a guest whose CPUs stand still gets nowhere.
-    pub(super) fn due(&self) -> Option<(u64, Uuid)> {
-        match (self.domain.power, self.button) {
-            (PowerState::Running, Some(button)) => Some((button.due_ms, self.domain.uuid)),
-            _ => None,
+    /// What libvirt asks before it touches these definitions.
+    pub(super) fn demand(&self, places: Places) -> Result<(), HypervisorError> {
+        if places.live {
+            self.demand_active()?;
         }
+        if places.persistent {
+            self.demand_persistent("transient domains do not have any persistent config")?;
+        }
+        Ok(())
+    }
+
+    /// When its button takes effect, or it lets a disk go; a guest whose CPUs stand still gets nowhere.
+    pub(super) fn due(&self) -> Option<(u64, Uuid)> {
+        if self.domain.power != PowerState::Running {
+            return None;
+        }
+        let due = self.button.map(|button| button.due_ms).into_iter().chain(self.leaving.values().copied()).min();
+        due.map(|due| (due, self.domain.uuid))
     }
 }
 

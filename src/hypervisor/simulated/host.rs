@@ -12,7 +12,7 @@ use super::disk::Disk;
 use super::guest::{Button, Guest, invalid};
 use super::xml;
 use crate::hypervisor::definition::Definition;
-use crate::hypervisor::{AddressSource, ConsoleDevice, Domain, Event, HypervisorError, PowerState, Reboot};
+use crate::hypervisor::{AddressSource, ConsoleDevice, Domain, Event, HypervisorError, Places, PowerState, Reboot};
 
 /// All domains of the host, in memory and on disk.
 pub(super) struct Host {
@@ -65,13 +65,13 @@ impl Host {
             if due > now_ms {
                 break;
             }
-            match self.guest(uuid)?.button {
+            match self.guest(uuid)?.button.filter(|button| button.due_ms <= due) {
                 Some(Button { restart: true, .. }) => self.restart(uuid)?,
                 Some(Button { restart: false, .. }) => self.change(uuid, |guest| {
                     guest.enter(PowerState::ShutOff, "shutdown");
                     Ok(())
                 })?,
-                None => {}
+                None => self.let_go(uuid, due)?,
             }
         }
         Ok(())
@@ -149,6 +149,11 @@ impl Host {
                 boots: 0,
                 agent_addresses: Vec::new(),
                 host_addresses: Vec::new(),
+                live_xml: None,
+                refuses_detach: false,
+                detach_delay_ms: 0,
+                leaving: BTreeMap::new(),
+                disk_bytes: BTreeMap::new(),
             });
         };
         if known.domain.name != name {
@@ -393,14 +398,93 @@ impl Host {
         self.store(guest)
     }
 
-    /// Replaces the definition by what `edit` makes of it.
+    /// Puts a disk into these definitions.
+    pub(super) fn attach_disk(&mut self, uuid: Uuid, element: &str, places: Places) -> Result<(), HypervisorError> {
+        self.change(uuid, |guest| {
+            guest.demand(places)?;
+            if places.persistent {
+                guest.xml = xml::with_disk(&guest.xml, element)?;
+            }
+            if let (true, Some(live)) = (places.live, &guest.live_xml) {
+                guest.live_xml = Some(xml::with_disk(live, element)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes a disk out of these definitions; the guest may need time for it, or refuse.
+    pub(super) fn detach_disk(
+        &mut self,
+        uuid: Uuid,
+        device: &str,
+        places: Places,
+        now_ms: u64,
+    ) -> Result<(), HypervisorError> {
+        let mut guest = self.guest(uuid)?.clone();
+        guest.demand(places)?;
+        let mut removed = false;
+        if let (true, Some(live)) = (places.live, &guest.live_xml) {
+            let without = xml::without_disk(live, device)?;
+            if guest.refuses_detach {
+                self.outbox.push(Event::DeviceKept { uuid, device: device.to_owned() });
+                return Err(HypervisorError::Failed(
+                    "operation failed: unplug of device was rejected by the guest".to_owned(),
+                ));
+            }
+            if guest.detach_delay_ms == 0 && guest.domain.power == PowerState::Running {
+                guest.live_xml = Some(without);
+                removed = true;
+            } else {
+                guest.leaving.insert(device.to_owned(), now_ms.saturating_add(guest.detach_delay_ms));
+            }
+        }
+        if places.persistent {
+            guest.xml = xml::without_disk(&guest.xml, device)?;
+        }
+        self.store(guest)?;
+        if removed {
+            self.outbox.push(Event::DeviceRemoved(uuid));
+        }
+        self.outbox.push(Event::Changed(uuid));
+        Ok(())
+    }
+
+    /// The guest lets those disks go whose time has come.
+    fn let_go(&mut self, uuid: Uuid, now_ms: u64) -> Result<(), HypervisorError> {
+        self.alter(uuid, Event::DeviceRemoved(uuid), |guest| {
+            let (gone, staying) = std::mem::take(&mut guest.leaving).into_iter().partition(|(_, due)| *due <= now_ms);
+            guest.leaving = staying;
+            let gone: BTreeMap<String, u64> = gone;
+            for device in gone.keys() {
+                if let Some(live) = &guest.live_xml {
+                    guest.live_xml = Some(xml::without_disk(live, device)?);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Tells the guest that a disk is larger now.
+    pub(super) fn resize_disk(&mut self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
+        self.change(uuid, |guest| {
+            guest.demand_active()?;
+            // Which fails where there is no such disk.
+            xml::without_disk(guest.live_xml.as_deref().unwrap_or_default(), device)?;
+            let size = guest.disk_bytes.entry(device.to_owned()).or_default();
+            *size = size_bytes.max(*size);
+            Ok(())
+        })
+    }
+
+    /// Replaces the definition by what `edit` makes of it, and what a guest has that is there.
     pub(super) fn edit(
         &mut self,
         uuid: Uuid,
-        edit: impl FnOnce(&str) -> Result<String, HypervisorError>,
+        edit: impl Fn(&str) -> Result<String, HypervisorError>,
     ) -> Result<(), HypervisorError> {
         self.change(uuid, |guest| {
             guest.xml = edit(&guest.xml)?;
+            guest.live_xml = guest.live_xml.as_deref().map(&edit).transpose()?;
             Ok(())
         })
     }
@@ -411,8 +495,12 @@ impl Host {
         uuid: Uuid,
         ignores_acpi: Option<bool>,
         acpi_delay_ms: Option<u64>,
+        refuses_detach: Option<bool>,
+        detach_delay_ms: Option<u64>,
     ) -> Result<(), HypervisorError> {
         let mut guest = self.guest(uuid)?.clone();
+        guest.refuses_detach = refuses_detach.unwrap_or(guest.refuses_detach);
+        guest.detach_delay_ms = detach_delay_ms.unwrap_or(guest.detach_delay_ms);
         guest.ignores_acpi = ignores_acpi.unwrap_or(guest.ignores_acpi);
         guest.acpi_delay_ms = acpi_delay_ms.unwrap_or(guest.acpi_delay_ms);
         self.store(guest)

@@ -34,9 +34,10 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::definition::{Profile, with_hardware};
+use super::definition::{AttachedDisk, Profile, with_hardware};
 use super::{
-    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Reboot,
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Places,
+    Reboot,
 };
 use crate::model::network::Network;
 use daemon::{Daemon, Mode, Pending, Wake, now_ms, unreachable};
@@ -51,6 +52,7 @@ pub const CALLS: &[&str] = &[
     "domains",
     "domain",
     "definition",
+    "live_definition",
     "define",
     "undefine",
     "start",
@@ -66,6 +68,9 @@ pub const CALLS: &[&str] = &[
     "set_description",
     "set_autostart",
     "set_hardware",
+    "attach_disk",
+    "detach_disk",
+    "resize_disk",
     "agent_addresses",
     "host_addresses",
     "accelerator",
@@ -252,6 +257,10 @@ impl Hypervisor for SimulatedHypervisor {
         self.call("definition", Some(uuid), move |host| Ok(host.guest(uuid)?.xml.clone()))
     }
 
+    fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError> {
+        self.call("live_definition", Some(uuid), move |host| Ok(host.guest(uuid)?.live_xml.clone()))
+    }
+
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {
         let uuid = xml::name_and_uuid(xml).ok().and_then(|(_, uuid)| uuid);
         let xml = xml.to_owned();
@@ -319,6 +328,21 @@ impl Hypervisor for SimulatedHypervisor {
         self.act("set_hardware", uuid, move |host| {
             host.edit(uuid, |xml| with_hardware(xml, vcpus, memory_bytes).map_err(HypervisorError::Unsupported))
         })
+    }
+
+    fn attach_disk(&self, uuid: Uuid, disk: &AttachedDisk, places: Places) -> Result<(), HypervisorError> {
+        let element = disk.to_xml();
+        self.act("attach_disk", uuid, move |host| host.attach_disk(uuid, element.trim(), places))
+    }
+
+    fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError> {
+        let device = device.to_owned();
+        self.act("detach_disk", uuid, move |host| host.detach_disk(uuid, &device, places, now_ms()))
+    }
+
+    fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
+        let device = device.to_owned();
+        self.act("resize_disk", uuid, move |host| host.resize_disk(uuid, &device, size_bytes))
     }
 
     /// Those that a test gave the guest, from its agent or from the host.

@@ -86,6 +86,50 @@ pub(super) fn with_metadata(xml: &str, element: Option<&str>) -> Result<String, 
     Ok(edited)
 }
 
+/// The definition with one more disk.
+pub(super) fn with_disk(xml: &str, element: &str) -> Result<String, HypervisorError> {
+    let disk = Document::parse(element).map_err(|error| refused(format!("(device_definition): {error}")))?;
+    let device = target(disk.root_element()).unwrap_or_default().to_owned();
+    let document = parse(xml)?;
+    if disk_of(&document, &device).is_some() {
+        return Err(refused(format!("operation failed: target {device} already exists")));
+    }
+    let element = &element[disk.root_element().range()];
+    let edited = match child(document.root_element(), "devices") {
+        None => {
+            let at = after_name(&document)?;
+            replaced(xml, at..at, &format!("<devices>{element}</devices>"))
+        }
+        Some(devices) => match devices.last_child() {
+            Some(last) => {
+                let at = last.range().end;
+                replaced(xml, at..at, element)
+            }
+            None => replaced(xml, devices.range(), &format!("<devices>{element}</devices>")),
+        },
+    };
+    parse(&edited)?;
+    Ok(edited)
+}
+
+/// The definition without a disk.
+pub(super) fn without_disk(xml: &str, device: &str) -> Result<String, HypervisorError> {
+    let document = parse(xml)?;
+    let disk = disk_of(&document, device);
+    let range = disk.ok_or_else(|| refused(format!("device not found: no target device {device}")))?;
+    Ok(replaced(xml, range, ""))
+}
+
+fn disk_of(document: &Document<'_>, device: &str) -> Option<Range<usize>> {
+    let devices = child(document.root_element(), "devices")?;
+    let mut disks = devices.children().filter(|node| node.has_tag_name("disk"));
+    disks.find(|disk| target(*disk) == Some(device)).map(|disk| disk.range())
+}
+
+fn target<'a>(disk: Node<'a, '_>) -> Option<&'a str> {
+    child(disk, "target")?.attribute("dev")
+}
+
 /// Like libvirt, puts an element without a namespace into ours.
 fn in_our_namespace(element: &str) -> Result<String, HypervisorError> {
     let document = Document::parse(element).map_err(|error| refused(format!("(metadata_xml): {error}")))?;

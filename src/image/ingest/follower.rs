@@ -188,9 +188,7 @@ impl Running {
             let data = match part.holes {
                 Holes::None => self.hashed,
                 // A disk that knows no holes has none; what lies after the last data is a hole.
-                Holes::Unknown => {
-                    find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX)
-                }
+                Holes::Unknown => find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX),
             };
             let hole = data.saturating_sub(self.hashed).min(rest);
             if hole > 0 {

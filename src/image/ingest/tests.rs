@@ -134,6 +134,44 @@ fn holes_stay_holes_and_are_hashed_as_zeros() {
 }
 
 #[test]
+fn a_removed_draft_takes_no_space_although_it_is_open_and_one_with_another_name_is_left_alone() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (path, other) = (directory.path().join("data"), directory.path().join("other"));
+    let draft = Draft::open(&path).unwrap();
+    draft.write_at(0, &bytes(1 << 20)).unwrap();
+    std::fs::hard_link(&path, &other).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    draft.free_removed().unwrap();
+    assert_eq!(std::fs::read(&other).unwrap(), bytes(1 << 20));
+    std::fs::remove_file(&other).unwrap();
+    draft.free_removed().unwrap();
+    assert_eq!(draft.file.metadata().unwrap().blocks(), 0);
+}
+
+#[test]
+fn holes_are_looked_for_again_behind_what_was_cut_punched_or_left_out() {
+    const LENGTH: u64 = 32 << 20;
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let draft = Draft::open(&directory.path().join("data")).unwrap();
+    let holes = |draft: &Draft| {
+        let mut running = draft.running.lock();
+        let part = draft.arrived.lock().claim(&mut running).expect("there is enough to hash");
+        part.holes
+    };
+    draft.write_at(0, &bytes(LENGTH as usize)).unwrap();
+    assert!(holes(&draft) == Holes::None);
+    draft.allocate(4096, 8192, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE).unwrap();
+    draft.write_at(LENGTH, b"more").unwrap();
+    assert!(holes(&draft) == Holes::Unknown);
+    draft.truncate(0).unwrap();
+    draft.write_at(1, &bytes(LENGTH as usize)).unwrap();
+    assert!(holes(&draft) == Holes::Unknown);
+    draft.write_at(0, b"x").unwrap();
+    draft.write_at(1, &bytes(LENGTH as usize)).unwrap();
+    assert!(holes(&draft) == Holes::None);
+}
+
+#[test]
 fn allocating_keeps_its_promises_and_refuses_what_shifts_bytes() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let draft = Draft::open(&directory.path().join("data")).unwrap();

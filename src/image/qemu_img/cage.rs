@@ -58,6 +58,18 @@ impl Limits {
         Limits { file_bytes: u64::MAX, ..Limits::reading() }
     }
 
+    /// For a program that copies a disk of any length.
+    pub(crate) fn copying() -> Limits {
+        const WEEK: u64 = 7 * 24 * 3600;
+        Limits {
+            memory_bytes: 4 << 30,
+            processor_seconds: WEEK,
+            file_bytes: u64::MAX,
+            wall_clock: Duration::from_secs(WEEK),
+            ..Limits::reading()
+        }
+    }
+
     /// For a program that reads the tables of a qcow2 file of any length.
     pub(crate) fn checking() -> Limits {
         Limits {
@@ -76,8 +88,8 @@ impl Limits {
 
 /// Runs `command`, whose program and standard input are set, with these rights.
 /// Returns its standard output if it succeeded, else a sentence with the words from its standard error.
-pub(crate) fn run(command: Command, limits: Limits, rights: Rights) -> Result<Vec<u8>, String> {
-    let ended = run_to_end(command, limits, rights, &|| false)?;
+pub(crate) fn run(command: Command, limits: Limits, rights: Rights<'_>) -> Result<Vec<u8>, String> {
+    let ended = run_to_end(command, limits, rights, &|_output| false)?;
     if ended.status.success() { Ok(ended.output) } else { Err(ended.words()) }
 }
 
@@ -99,12 +111,13 @@ impl Ended {
     }
 }
 
-/// Like [`run`] for a program whose exit status says more than success; killed once `cancelled`.
+/// Like [`run`] for a program whose exit status says more than success; killed once `cancelled`, which is asked now and then
+/// with the standard output so far.
 pub(crate) fn run_to_end(
     mut command: Command,
     limits: Limits,
-    rights: Rights,
-    cancelled: &dyn Fn() -> bool,
+    rights: Rights<'_>,
+    cancelled: &dyn Fn(&[u8]) -> bool,
 ) -> Result<Ended, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
@@ -117,7 +130,7 @@ pub(crate) fn run_to_end(
     match rights {
         // Run by root, this drops the supplementary groups too.
         Rights::Of(number) => drop(command.uid(number).gid(number)),
-        Rights::Ours | Rights::SystemOnly => {}
+        Rights::Ours | Rights::SystemOnly | Rights::Files { .. } => {}
     }
     let ruleset = rights.ruleset().map_err(|error| format!("cannot take rights from {program}: {error}"))?;
     // SAFETY: `confine` makes system calls only; it neither allocates nor takes a lock, as required after fork.
@@ -158,7 +171,7 @@ fn confine(limits: Limits, ruleset: Option<&OwnedFd>) -> io::Result<()> {
 fn watch(
     child: &mut Child,
     limits: Limits,
-    cancelled: &dyn Fn() -> bool,
+    cancelled: &dyn Fn(&[u8]) -> bool,
 ) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), String> {
     let failed = |error: io::Error| format!("could not be watched: {error}");
     let deadline = Instant::now() + limits.wall_clock;
@@ -170,7 +183,7 @@ fn watch(
         if left.is_zero() {
             return Err(format!("did not finish within {} s and was killed", limits.wall_clock.as_secs()));
         }
-        if cancelled() {
+        if cancelled(&output.bytes) {
             return Err("was given up".to_owned());
         }
         let mut watched = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];

@@ -1,9 +1,10 @@
 //! What a caged program may open.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+    path_beneath_rules,
 };
 use nix::errno::Errno;
 
@@ -14,29 +15,44 @@ const SYSTEM: [&str; 10] =
 const INTERFACE: ABI = ABI::V6;
 
 /// Whose rights a caged program has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rights {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rights<'a> {
     /// Ours.
     Ours,
     /// Those of this user, who owns nothing. Only root can give his own away.
     Of(u32),
     /// Ours, but only to read what belongs to the system, where the kernel has landlock(7): no file of ours, no network.
     SystemOnly,
+    /// The same, and these files, whatever their names lead to by now.
+    Files {
+        /// May be read.
+        read: Option<BorrowedFd<'a>>,
+        /// May be read and written.
+        write: Option<BorrowedFd<'a>>,
+    },
 }
 
-impl Rights {
+impl Rights<'_> {
     /// What [`restrict`] takes, for those rights that need it; `None` also if the kernel knows nothing of the kind.
     pub(super) fn ruleset(self) -> Result<Option<OwnedFd>, RulesetError> {
-        match self {
-            Rights::Ours | Rights::Of(_) => Ok(None),
-            Rights::SystemOnly => Ruleset::default()
-                .handle_access(AccessFs::from_all(INTERFACE))?
-                .handle_access(AccessNet::from_all(INTERFACE))?
-                .scope(Scope::from_all(INTERFACE))?
-                .create()?
-                .add_rules(path_beneath_rules(SYSTEM, AccessFs::from_read(INTERFACE)))
-                .map(Option::<OwnedFd>::from),
+        let (read, write) = match self {
+            Rights::Ours | Rights::Of(_) => return Ok(None),
+            Rights::SystemOnly => (None, None),
+            Rights::Files { read, write } => (read, write),
+        };
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(INTERFACE))?
+            .handle_access(AccessNet::from_all(INTERFACE))?
+            .scope(Scope::from_all(INTERFACE))?
+            .create()?
+            .add_rules(path_beneath_rules(SYSTEM, AccessFs::from_read(INTERFACE)))?;
+        if let Some(file) = read {
+            ruleset = ruleset.add_rule(PathBeneath::new(file, AccessFs::ReadFile))?;
         }
+        if let Some(file) = write {
+            ruleset = ruleset.add_rule(PathBeneath::new(file, AccessFs::from_file(INTERFACE)))?;
+        }
+        Ok(ruleset.into())
     }
 }
 

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::record::Origin;
-use super::{Situation, State, VolumeOperation, Word, access, decide};
+use super::{Situation, State, VolumeOperation, Word, access, decide, device};
 use crate::model::change::{Effect, expiry_already, may_give_away};
 use crate::model::image::Format;
 use crate::model::instance::{idle, not_in_bin};
@@ -129,6 +129,7 @@ pub fn judge(situation: &Situation<'_>, change: &VolumeChange) -> Result<Effect,
             if record.snapshots.get(name).is_some() {
                 return Err(Reason::Exists);
             }
+            record.snapshots.room()?;
             let operation = VolumeOperation::TakeSnapshot { name: name.clone() };
             start(situation, "snapshot", &[State::Available, State::InUse], Action::Change, operation)
         }
@@ -164,6 +165,7 @@ pub fn judge(situation: &Situation<'_>, change: &VolumeChange) -> Result<Effect,
                     "it has snapshots, which nobody would know any more; delete them first".to_owned(),
                 ));
             }
+            situation.check_no_device()?;
             match situation.state {
                 State::Available | State::Error => Ok(Effect::Remove),
                 State::Draft | State::InUse | State::AwaitingTransfer | State::SoftDeleted => {
@@ -253,6 +255,7 @@ fn size(situation: &Situation<'_>, bytes: u64) -> Result<Effect, Reason> {
 }
 
 fn attach(situation: &Situation<'_>, instance: Uuid, device: Option<&str>) -> Result<Effect, Reason> {
+    device.map_or(Ok(()), device::check)?;
     let record = situation.record;
     if let Some(Operation::Volume(VolumeOperation::Attach { instance: coming, device: at })) = situation.task
         && *coming == instance
@@ -321,16 +324,23 @@ fn local_attach(situation: &Situation<'_>, wanted: bool) -> Result<Effect, Reaso
     if situation.task == Some(&operation) {
         return Ok(Effect::Join);
     }
-    if situation.record.local.is_some() == wanted && situation.task.is_none() {
+    let local = situation.record.local.as_ref();
+    // One that is to be made again is asked for already, and no lock is in its way.
+    let is_again = wanted && local.is_some_and(|local| local.device.is_none());
+    if local.is_some() == wanted && !is_again && situation.task.is_none() {
         return Ok(Effect::AlreadyTrue);
     }
     if !situation.role.is_administrator() {
         return Err(Reason::RootOnly);
     }
-    situation.check(Action::Change)?;
+    if !is_again {
+        situation.check(Action::Change)?;
+    }
     idle(situation.task)?;
     match (situation.state, wanted) {
         (State::Available, true) | (State::InUse, false) => Ok(Effect::Start(operation)),
+        (State::InUse, true) if is_again => Ok(Effect::Start(operation)),
+        (State::Error, false) if local.is_some() => Ok(Effect::Start(operation)),
         (State::InUse, true) => Err(Reason::InUse(
             "an instance has it, and two that write to one disk destroy it; detach it there first".to_owned(),
         )),

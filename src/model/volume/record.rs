@@ -59,6 +59,16 @@ pub enum VolumeData {
     Existing(ExistingData),
 }
 
+impl VolumeData {
+    /// The format of its bytes.
+    pub fn format(&self) -> Format {
+        match self {
+            VolumeData::Ours(record) => record.format,
+            VolumeData::Existing(existing) => existing.format,
+        }
+    }
+}
+
 /// Data that instancefs made, of a volume or of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRecord {
@@ -79,10 +89,11 @@ pub struct ExistingData {
     pub backend: String,
     /// What the backend calls it; of a directory its absolute path.
     pub reference: String,
-    /// `st_dev` when it was taken over.
-    pub device: u64,
-    /// `st_ino`, likewise: a file put in its place is another one.
-    pub inode: u64,
+    /// What it was when it was taken over, in the backend's words: other data in its place has another identity. Of a file
+    /// its inode and when that was made.
+    pub identity: String,
+    /// The format of its bytes.
+    pub format: Format,
 }
 
 /// A volume's place in one instance.
@@ -103,6 +114,18 @@ pub struct LocalAttachment {
     pub boot_id: String,
     /// The program that makes raw bytes of another format, if one does.
     pub exporter: Option<Exporter>,
+    /// The file behind the device, with which it is ours.
+    #[serde(default)]
+    pub backing: Option<Backing>,
+}
+
+/// Which file it is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backing {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
 }
 
 /// A process that exports a disk's content as a file.
@@ -160,6 +183,8 @@ pub struct VolumeRecord {
     pub created_from: Option<Origin>,
     /// Its data; recorded before it is made.
     pub data: Option<VolumeData>,
+    /// What operations made for it, failed to finish, and could not take back; removed with it at the latest.
+    pub leftovers: Vec<DataRecord>,
     /// Who has it, by the instance's uuid.
     pub attachments: Keys<Attachment>,
     /// Present while it is, or is to be, a block device of this host.
@@ -199,6 +224,7 @@ impl VolumeRecord {
             multiattach: false,
             created_from: None,
             data: None,
+            leftovers: Vec::new(),
             attachments: Keys::default(),
             local: None,
             snapshots: Keys::default(),

@@ -207,6 +207,7 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, departure: Departure, extent: 
     let ours_to_forget = record.draft.is_none()
         && record.operation.is_none()
         && record.disks.is_empty()
+        && record.volumes.is_empty()
         // The bin keeps what somebody put there until it is deleted for good.
         && record.bin.is_none()
         && record.shelf.is_none()
@@ -215,7 +216,6 @@ fn gone(batch: &mut Batch<'_>, before: &Instance, departure: Departure, extent: 
     if ours_to_forget {
         if extent == Extent::Everything {
             entries.push(entry(before, "disappeared", before.observed().state.word(), ""));
-            batch.remove(Class::Instance, before.id);
             super::forget(batch, before.id);
         }
         return;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::mirror::{Mirrored, Mirrors};
+use super::volumes::{self, Disks};
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::definition::Definition;
 use crate::inventory::{Instance, Object};
@@ -23,6 +24,7 @@ struct Fetched {
     id: Uuid,
     xml: String,
     parsed: Definition,
+    disks: Option<Disks>,
     /// It is not what the store holds.
     new: bool,
 }
@@ -57,9 +59,8 @@ impl Reconciler {
             if self.stopping() {
                 return Ok(());
             }
-            if !self.ledger.inventory().instance(id).is_some_and(|instance| has_definition(&instance)) {
-                continue;
-            }
+            let instance = self.ledger.inventory().instance(id);
+            let Some(instance) = instance.filter(|instance| has_definition(instance)) else { continue };
             match self.hypervisor.definition(id) {
                 Ok(xml) => {
                     let new = self.stored_definition(id)?.as_ref() != Some(&xml);
@@ -67,7 +68,11 @@ impl Reconciler {
                         log::warn!("the definition of {id} cannot be read: {error}");
                         Definition::default()
                     });
-                    fetched.push(Fetched { id, xml, parsed, new });
+                    let disks = self.disks(&instance, &parsed).unwrap_or_else(|error| {
+                        log::debug!("the disks of the guest {id} are looked at later: {error}");
+                        None
+                    });
+                    fetched.push(Fetched { id, xml, parsed, disks, new });
                 }
                 // It went meanwhile; the event of that is on its way.
                 Err(HypervisorError::NoDomain) => {}
@@ -81,8 +86,13 @@ impl Reconciler {
                 ) => log::warn!("the definition of {id} cannot be fetched: {error}"),
             }
         }
-        self.ledger.transact(|batch| {
-            for Fetched { id, xml, parsed, new } in fetched {
+        let paths = self.volume_paths();
+        let entries = self.ledger.transact(|batch| {
+            let mut entries = Vec::new();
+            for Fetched { id, xml, parsed, disks, new } in fetched {
+                if let Some(disks) = disks {
+                    entries.extend(volumes::absorb(batch, &paths, id, &disks));
+                }
                 let Some(before) = batch.instance(id) else { continue };
                 if before.record.draft.is_some() {
                     continue;
@@ -103,7 +113,12 @@ impl Reconciler {
                     batch.put(Object::Instance(Arc::new(after)));
                 }
             }
-        })
+            entries
+        })?;
+        for entry in entries {
+            self.events.record(entry);
+        }
+        Ok(())
     }
 }
 

@@ -81,6 +81,10 @@ impl Board {
         self.update(|current| apply(&mut current.health.directory, result));
     }
 
+    pub(super) fn backend(&self, name: &str, result: Result<(), String>) {
+        self.update(|current| apply(current.health.backends.entry(name.to_owned()).or_default(), result));
+    }
+
     pub(super) fn store(&self, writer: Writer, result: Result<(), String>) {
         self.update(|current| {
             current.store[writer as usize] = result.err();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::{CHANNEL_PATIENCE, RETRY, Reconciler};
+use super::{CHANNEL_PATIENCE, DeviceNews, RETRY, Reconciler};
 use crate::hypervisor::{self, HypervisorError};
 use crate::model::record::Departure;
 
@@ -57,6 +57,13 @@ impl Reconciler {
                         self.published.notify_all();
                         pending.changed.insert(uuid);
                     }
+                    hypervisor::Event::DeviceRemoved(uuid) => {
+                        self.heard_of_devices(uuid, |news| news.removed += 1);
+                        pending.changed.insert(uuid);
+                    }
+                    hypervisor::Event::DeviceKept { uuid, device } => {
+                        self.heard_of_devices(uuid, |news| *news.kept.entry(device).or_default() += 1);
+                    }
                     hypervisor::Event::Connected => {
                         pending.connected = true;
                         self.board.connected();
@@ -67,6 +74,12 @@ impl Reconciler {
             drop(pending);
             self.pending_wake.notify_all();
         }
+    }
+
+    fn heard_of_devices(&self, uuid: Uuid, note: impl FnOnce(&mut DeviceNews)) {
+        note(self.devices.lock().entry(uuid).or_default());
+        *self.batches.lock() += 1;
+        self.published.notify_all();
     }
 
     /// The thread that asks: about what events named, and about everything at each interval and reconnection.

@@ -33,6 +33,7 @@ impl Reconciler {
                     Change::Object { old: _, new: Some(Object::Instance(new)) } => self.follow(None, new),
                     Change::Object { old: Some(Object::Instance(old)), new: None } => {
                         self.reboots.lock().remove(&old.id);
+                        self.devices.lock().remove(&old.id);
                         if let Some(console) = &self.console {
                             console.watch(old.id, None);
                         }

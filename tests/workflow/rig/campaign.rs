@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use instancefs::model::Class;
+use instancefs::model::caller::Caller;
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::instance::Word;
 use instancefs::model::reason::Reason;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::devices::WiredDevices;
 use super::memory::{FileDisks, MemoryStore};
 use super::scene::{Scene, Words, errors_agree, is_at_rest};
 use super::wire::{Act, Failure, Kind, Step, Wire};
@@ -42,7 +44,6 @@ const SHOWN: Duration = Duration::from_secs(5);
 pub enum Asked {
     Instance(Vec<InstanceChange>),
     Image(Vec<ImageChange>),
-    #[expect(dead_code, reason = "their operations are not built yet")]
     Volume(Vec<VolumeChange>),
 }
 
@@ -52,6 +53,16 @@ impl Asked {
             Asked::Instance(_) => Class::Instance,
             Asked::Image(_) => Class::Image,
             Asked::Volume(_) => Class::Volume,
+        }
+    }
+
+    /// Who asks.
+    fn caller(&self) -> Caller {
+        match self {
+            Asked::Volume(changes) if changes.iter().any(|change| matches!(change, VolumeChange::LocalAttach(_))) => {
+                root()
+            }
+            Asked::Instance(_) | Asked::Image(_) | Asked::Volume(_) => alice(),
         }
     }
 
@@ -161,7 +172,8 @@ fn live<'a>(world: &'a World, disks: &Arc<FileDisks>, wire: &Arc<Wire>) -> Life<
     let store = WiredStore { inner: world.store.clone(), wire: wire.clone() };
     let hypervisor = WiredHypervisor { inner: world.hypervisor.clone(), wire: wire.clone() };
     let block = WiredBlock { inner: disks.clone(), wire: wire.clone() };
-    world.begin_life(Arc::new(store), Arc::new(hypervisor), Arc::new(block), |_| {})
+    let devices = WiredDevices { inner: world.devices.clone(), wire: wire.clone() };
+    world.begin_life_on(Arc::new(store), Arc::new(hypervisor), Arc::new(block), Arc::new(devices), |_| {})
 }
 
 /// Each guest writes to its disks, unless it has.
@@ -235,7 +247,7 @@ fn disturbed<T>(
     *marker.lock() = Some(wire.clone());
     let life = live(&bed.world, &bed.disks, &wire);
     *slot.lock() = Some(life.engine.clone());
-    let answered = asked.map(|asked| life.submit(&alice(), asked.request(bed.id), Wait::Settle));
+    let answered = asked.map(|asked| life.submit(&asked.caller(), asked.request(bed.id), Wait::Settle));
     let answer = Mutex::new(None);
     until("the work is done, or the program dead", || {
         if let Some(result) = answered.as_ref().and_then(|answered| answered.try_recv().ok()) {
@@ -424,7 +436,7 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
     until("the hypervisor is back", || life.inventory.health().hypervisor.unreachable().is_none());
     let deadline = Instant::now() + SHOWN;
     let result = loop {
-        match life.ask(&alice(), case.asked.request(bed.id)) {
+        match life.ask(&case.asked.caller(), case.asked.request(bed.id)) {
             // A definition that was read before the change is shown until it is read again.
             // And a tool that another point starts holds the files of all, until it is another program. And the news of a
             // lost connection may come after the look at it.

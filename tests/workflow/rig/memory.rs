@@ -147,7 +147,7 @@ fn failed(error: io::Error) -> BlockError {
 }
 
 impl BlockBackend for FileDisks {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         BACKEND
     }
 
@@ -220,7 +220,7 @@ impl BlockBackend for FileDisks {
         self.volumes.plan(self.name(), new)
     }
 
-    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<Examined, BlockError> {
         self.volumes.create(self.name(), new)
     }
 
@@ -228,7 +228,7 @@ impl BlockBackend for FileDisks {
         self.volumes.remove(record)
     }
 
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<(), BlockError> {
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<u64, BlockError> {
         self.volumes.grow(data, size_bytes)
     }
 
@@ -236,12 +236,12 @@ impl BlockBackend for FileDisks {
         self.volumes.examine(data)
     }
 
-    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
-        self.volumes.adopt(self.name(), reference)
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
+        self.volumes.adopt(self.name(), reference, claimed)
     }
 
-    fn source(&self, data: &VolumeData) -> DiskSource {
-        self.volumes.source(data)
+    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
+        Ok(self.volumes.source(data))
     }
 
     fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {

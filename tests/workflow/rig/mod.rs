@@ -1,6 +1,7 @@
 //! The rig: every operation is disturbed at every step, in every way that matters.
 
 mod campaign;
+mod devices;
 mod memory;
 mod scene;
 mod table;

@@ -75,7 +75,7 @@ impl Scene {
             files.retain(|path, _| !path.contains("/.instancefs-kept/"));
         }
         // Places for what is kept are no leftovers.
-        files.retain(|path, _| !["disks/", "shelf/"].contains(&path.as_str()));
+        files.retain(|path, _| !["disks/", "shelf/", "devices/"].contains(&path.as_str()));
         let files = files.into_iter().map(|(path, content)| (words.plain(&path), words.plain(&content)));
         Scene {
             state,
@@ -223,8 +223,7 @@ fn walk(base: &Path, below: &str, files: &mut BTreeMap<String, String>) {
 }
 
 fn text_or_hash(content: Vec<u8>) -> String {
-    use sha2::{Digest, Sha256};
-    String::from_utf8(content).unwrap_or_else(|binary| format!("{:?}", Sha256::digest(binary.into_bytes())))
+    String::from_utf8(content).unwrap_or_else(|binary| format!("{:?}", openssl::sha::sha256(&binary.into_bytes())))
 }
 
 /// Holds of every world in which nothing runs: no claim, no unfinished task, each disk there and made by who is recorded,
@@ -251,6 +250,9 @@ pub fn is_at_rest(life: &Life<'_>, disks: &FileDisks, condemned: Option<Uuid>) {
     check_shelf(life);
     for image in life.inventory.images() {
         assert_eq!((&image.task, image.record.operation), (&None, None), "a claim stays");
+    }
+    for volume in life.inventory.volumes() {
+        assert_eq!((&volume.task, volume.record.operation), (&None, None), "a claim stays");
     }
     for guest in guests(life) {
         let id = guest["domain"]["uuid"].as_str().expect("a uuid").to_owned();

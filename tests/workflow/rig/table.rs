@@ -5,11 +5,12 @@ use instancefs::model::image;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::Operation;
 use instancefs::model::volume::VolumeOperation;
+use instancefs::model::volume::change::VolumeChange;
 use uuid::Uuid;
 
 use super::campaign::{Asked, Case, STOP_TIMEOUT, campaign, guests_write};
 use super::scene::Scene;
-use crate::lab::{Life, alice, until};
+use crate::lab::{Life, alice, root, until};
 
 macro_rules! table {
     ($($row:ident: $pattern:pat => $cases:expr;)*) => {
@@ -128,8 +129,14 @@ table! {
     volume_extend: Operation::Volume(VolumeOperation::Extend { .. }) => [];
     volume_attach: Operation::Volume(VolumeOperation::Attach { .. }) => [];
     volume_detach: Operation::Volume(VolumeOperation::Detach { .. }) => [];
-    volume_attach_locally: Operation::Volume(VolumeOperation::AttachLocally) => [];
-    volume_detach_locally: Operation::Volume(VolumeOperation::DetachLocally) => [];
+    volume_attach_locally: Operation::Volume(VolumeOperation::AttachLocally) => [
+        case_of_volume(raw_volume, VolumeChange::LocalAttach(true), ("available", "in_use")),
+        case_of_volume(qcow2_volume, VolumeChange::LocalAttach(true), ("available", "in_use")),
+    ];
+    volume_detach_locally: Operation::Volume(VolumeOperation::DetachLocally) => [Case {
+        between: half_detached,
+        ..case_of_volume(local_device, VolumeChange::LocalAttach(false), ("in_use", "available"))
+    }];
     volume_take_snapshot: Operation::Volume(VolumeOperation::TakeSnapshot { .. }) => [];
     volume_delete_snapshot: Operation::Volume(VolumeOperation::DeleteSnapshot { .. }) => [];
     volume_examine: Operation::Volume(VolumeOperation::Examine) => [];
@@ -166,6 +173,16 @@ fn case_of_image(setup: fn(&Life<'_>) -> Uuid, state: image::State, states: (&'s
         counts_boots: true,
         settles: true,
     }
+}
+
+fn case_of_volume(setup: fn(&Life<'_>) -> Uuid, change: VolumeChange, states: (&'static str, &'static str)) -> Case {
+    let case = case_of_image(setup, image::State::Active, states);
+    Case { asked: Asked::Volume(vec![change]), ..case }
+}
+
+/// It is still to be a device of the host; some of what makes it one is gone, and nothing else.
+fn half_detached(before: &Scene, now: &Scene) -> bool {
+    now.state == before.state && before.contains(now)
 }
 
 /// The disk has grown, and the backend said that it has not: it is larger than recorded, which loses nothing.
@@ -302,6 +319,20 @@ fn undefined(life: &Life<'_>) -> Uuid {
     until("its definition is known", || life.instance(id).record.definition.is_some());
     life.world.control(serde_json::json!({ "do": "undefine", "uuid": id }));
     until("it is seen to be gone", || life.instance(id).domain.is_none());
+    id
+}
+
+fn raw_volume(life: &Life<'_>) -> Uuid {
+    crate::local_attach::available(life, image::Format::Raw)
+}
+
+fn qcow2_volume(life: &Life<'_>) -> Uuid {
+    crate::local_attach::available(life, image::Format::Qcow2)
+}
+
+fn local_device(life: &Life<'_>) -> Uuid {
+    let id = qcow2_volume(life);
+    life.change_volume(&root(), id, VolumeChange::LocalAttach(true)).unwrap();
     id
 }
 

@@ -9,10 +9,11 @@ use std::sync::mpsc::{Receiver, channel};
 
 use instancefs::block::{BlockBackend, BlockError, DiskRecord, FillFile, NewDisk, NewSeed};
 use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
-use instancefs::hypervisor::definition::Profile;
+use instancefs::hypervisor::definition::{AttachedDisk, Profile};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
 use instancefs::hypervisor::{
-    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Reboot,
+    Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Places,
+    Reboot,
 };
 use instancefs::model::image::Format;
 use instancefs::store::power_loss::Moment;
@@ -89,6 +90,9 @@ impl Hypervisor for WiredHypervisor {
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError> {
         self.call("definition", || self.inner.definition(uuid))
     }
+    fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError> {
+        self.call("live_definition", || self.inner.live_definition(uuid))
+    }
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {
         self.call("define", || self.inner.define(xml))
     }
@@ -133,6 +137,15 @@ impl Hypervisor for WiredHypervisor {
     }
     fn set_hardware(&self, uuid: Uuid, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Result<(), HypervisorError> {
         self.call("set_hardware", || self.inner.set_hardware(uuid, vcpus, memory_bytes))
+    }
+    fn attach_disk(&self, uuid: Uuid, disk: &AttachedDisk, places: Places) -> Result<(), HypervisorError> {
+        self.call("attach_disk", || self.inner.attach_disk(uuid, disk, places))
+    }
+    fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError> {
+        self.call("detach_disk", || self.inner.detach_disk(uuid, device, places))
+    }
+    fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
+        self.call("resize_disk", || self.inner.resize_disk(uuid, device, size_bytes))
     }
     fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<IpAddr>, HypervisorError> {
         self.call("addresses", || self.inner.addresses(uuid, source))
@@ -187,7 +200,7 @@ impl WiredBlock {
 }
 
 impl BlockBackend for WiredBlock {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.inner.name()
     }
     fn plan(&self, disk: &NewDisk<'_>) -> DiskRecord {
@@ -223,22 +236,22 @@ impl BlockBackend for WiredBlock {
     fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
         self.inner.plan_data(new)
     }
-    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<DataRecord, BlockError> {
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
         self.call("create_data", || self.inner.create_data(new, watch))
     }
     fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
         self.call("remove_data", || self.inner.remove_data(record))
     }
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<(), BlockError> {
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError> {
         self.call("grow_data", || self.inner.grow_data(data, size_bytes, in_use))
     }
     fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
         self.call("examine", || self.inner.examine(data))
     }
-    fn adopt(&self, reference: &str) -> Result<(ExistingData, Examined), BlockError> {
-        self.call("adopt", || self.inner.adopt(reference))
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
+        self.call("adopt", || self.inner.adopt(reference, claimed))
     }
-    fn source(&self, data: &VolumeData) -> DiskSource {
+    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
         self.inner.source(data)
     }
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
