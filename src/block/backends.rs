@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{BlockBackend, VolumeData};
 use super::directory::DirectoryBackend;
+use super::{BlockBackend, VolumeData};
 use crate::model::backend::Kind;
 
 /// A backend that the configuration names.

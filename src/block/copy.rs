@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::time::{ClockId, clock_gettime};
-use sha2::{Digest, Sha512};
+use openssl::sha::Sha512;
 
 use super::BlockError;
 use crate::image::extent::{Find, find};
@@ -373,7 +373,7 @@ impl<'a> Hash<'a> {
     }
 
     fn digest(self) -> String {
-        self.state.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.state.finish().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

@@ -171,7 +171,6 @@ impl<O, C> Row<O, C> {
             | Read::Data
             | Read::Console(_)
             | Read::Directory
-           
             | Read::OfferKey => Vec::new(),
         }
     }
@@ -194,7 +193,6 @@ impl<O, C> Row<O, C> {
             | Read::Links(_)
             | Read::Nested(_)
             | Read::Entries(_)
-           
             | Read::OfferKey => None,
         }
     }
@@ -246,7 +244,6 @@ impl<O, C> Row<O, C> {
             | Read::Links(_)
             | Read::Nested(_)
             | Read::Entries(_)
-           
             | Read::OfferKey => None,
         }
     }

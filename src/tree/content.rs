@@ -401,8 +401,7 @@ fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
         | Read::Directory
         | Read::Keys(_)
         | Read::Links(_)
-        | Read::Nested(_)
-        => Caching::Attributes,
+        | Read::Nested(_) => Caching::Attributes,
     }
 }
 
@@ -423,7 +422,6 @@ pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
         | Read::Links(_)
         | Read::Nested(_)
         | Read::Entries(_)
-       
         | Read::OfferKey => None,
     }
 }

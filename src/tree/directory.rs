@@ -1,12 +1,12 @@
 //! The directories of an object: its own, and those in it.
 
+use super::Kind;
 use super::attribute::{KeyFile, Read, Row};
 use super::content::find;
 use super::document;
 use super::interface::Tree;
 use super::node::Node;
 use super::tables::{with_rows, with_table};
-use super::Kind;
 use crate::inventory::Object;
 use crate::model::Class;
 use crate::model::keys::Keys;

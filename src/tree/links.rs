@@ -40,9 +40,7 @@ pub(super) fn symlink(tree: Arc<Tree>, parent: Node, name: &str, target: &str, c
         Ok((id, request)) => {
             let (kept, device) = (tree.clone(), name.to_owned());
             let shown: Completion = Box::new(move |outcome| {
-                done(outcome.and_then(|()| {
-                    kept.entry(parent, &device).ok_or_else(|| ended(&kept, id))
-                }));
+                done(outcome.and_then(|()| kept.entry(parent, &device).ok_or_else(|| ended(&kept, id))));
             });
             tree.submit(caller, "attach", request, Wait::Accepted, shown);
         }

@@ -160,7 +160,11 @@ impl Asked<'_> {
         }
         let change = match (&row.write, self.file.node) {
             // True already: what reads empty takes that back, so that a copy of the tree can be written back.
-            (Write::Change(_) | Write::Order(_), _) if value.is_empty() && !row.is_verb() && row.reads_empty(subject) => return Ok(None),
+            (Write::Change(_) | Write::Order(_), _)
+                if value.is_empty() && !row.is_verb() && row.reads_empty(subject) =>
+            {
+                return Ok(None);
+            }
             (Write::Change(parse) | Write::Order(parse), _) => parse(value, &resolver),
             (Write::Key(write) | Write::FreeKey { write, .. }, Node::Key(_, _, row, serial)) => {
                 let key = directory::key(self.object, row, serial);

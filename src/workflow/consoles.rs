@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
+use openssl::sha::sha256;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::hypervisor::{ConsoleDevice, Hypervisor, PowerState};
@@ -316,7 +316,7 @@ fn bind(path: &Path, uid: u32) -> io::Result<UnixListener> {
 
 /// 128 random bits as hexadecimal digits. A random UUID has 122.
 fn random_name() -> String {
-    let digest = Sha256::new().chain_update(Uuid::new_v4()).chain_update(Uuid::new_v4()).finalize();
+    let digest = sha256(&[Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat());
     digest.iter().take(TOKEN_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use openssl::sha::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
@@ -215,7 +215,10 @@ fn random() -> Result<String, Reason> {
 
 /// SHA-256 of salt and key, hexadecimal.
 fn hash(salt: &str, key: &Secret) -> String {
-    hexadecimal(&Sha256::new().chain_update(salt).chain_update(key.bytes()).finalize())
+    let mut sum = Sha256::new();
+    sum.update(salt.as_bytes());
+    sum.update(key.bytes());
+    hexadecimal(&sum.finish())
 }
 
 /// In one allocation, so that no part of a key is left behind.

@@ -18,7 +18,7 @@ fn bytes(file: &File) -> Vec<u8> {
 }
 
 fn sha512(bytes: &[u8]) -> String {
-    Sha512::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    openssl::sha::sha512(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Data, a hole, data of an odd length, and a hole at the end.

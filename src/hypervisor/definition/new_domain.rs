@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use openssl::sha::sha256;
 use uuid::Uuid;
 
 use super::{AttachedDisk, Profile, escape};
@@ -210,7 +210,7 @@ impl NewDomain {
 /// The hardware address of an instance's network card: in QEMU's own range, and the same whenever the instance is made
 /// again. Of the whole UUID, since those of one machine may differ in few bytes.
 pub fn mac_address(uuid: Uuid) -> String {
-    let digest = Sha256::digest(uuid.as_bytes());
+    let digest = sha256(uuid.as_bytes());
     format!("52:54:00:{:02x}:{:02x}:{:02x}", digest[0], digest[1], digest[2])
 }
 

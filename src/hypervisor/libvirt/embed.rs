@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, User, getgrouplist};
-use sha2::{Digest, Sha256};
+use openssl::sha::sha256;
 use uuid::Uuid;
 
 use crate::hypervisor::definition::Profile;
@@ -163,7 +163,7 @@ fn configuration(user: Option<(&str, &str)>) -> String {
 }
 
 fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The file is as some version of us wrote it.

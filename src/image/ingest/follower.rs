@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use sha2::{Digest, Sha512};
+use openssl::sha::Sha512;
 
 use crate::image::extent::{Find, find};
 
@@ -221,6 +221,6 @@ impl Running {
 
     /// 128 lower-case hexadecimal digits.
     pub fn digest(&self) -> String {
-        self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.hash.clone().finish().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

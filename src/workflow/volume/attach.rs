@@ -123,7 +123,13 @@ fn nobody_else_has(run: &Run, volume: &Volume) -> Result<(), Halt> {
         return Ok(());
     }
     let data = disks::data(volume)?;
-    match run.shared.backend_of(data).map_err(Halt::Failed)?.holder(data).map_err(|error| Halt::Failed(of_block(error)))? {
+    match run
+        .shared
+        .backend_of(data)
+        .map_err(Halt::Failed)?
+        .holder(data)
+        .map_err(|error| Halt::Failed(of_block(error)))?
+    {
         Some(holder) => {
             Err(Halt::Failed(Reason::InUse(format!("{holder} has it open; end that first, and try again"))))
         }
