@@ -8,8 +8,7 @@ use std::process::Command;
 
 use instancefs::block::local::{HostDevices, LocalData, LocalDevices, LocalError};
 use instancefs::image::Format;
-use instancefs::model::domain::DiskSource;
-use instancefs::model::volume::record::{Backing, Exporter, LocalAttachment};
+use instancefs::model::volume::record::{Exporter, LocalAttachment};
 use instancefs::privilege::Privilege;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -22,7 +21,7 @@ struct Bed {
     host: HostDevices,
     volume: Uuid,
     format: Format,
-    source: DiskSource,
+    file: File,
     local: Option<LocalAttachment>,
 }
 
@@ -34,11 +33,12 @@ impl Bed {
             Command::new("qemu-img").args(["create", "-q", "-f", format.word()]).arg(&path).arg("64M").status();
         assert!(status.expect("qemu-img runs").success());
         let host = HostDevices::new(directory.path().join("exports"), Privilege::of_this_process());
-        Bed { source: DiskSource::File(path), directory, host, volume: Uuid::new_v4(), format, local: None }
+        let file = OpenOptions::new().read(true).write(true).open(path).expect("opened");
+        Bed { file, directory, host, volume: Uuid::new_v4(), format, local: None }
     }
 
     fn data(&self) -> LocalData<'_> {
-        LocalData { volume: self.volume, source: &self.source, format: self.format, expected: None }
+        LocalData { volume: self.volume, file: &self.file, format: self.format }
     }
 
     fn path(&self) -> PathBuf {
@@ -260,15 +260,19 @@ fn another_device_of_the_same_file_is_left_alone() {
 }
 
 #[test]
-fn a_file_put_in_the_place_of_existing_data_is_refused() {
-    let bed = Bed::new(Format::Raw);
-    let data = LocalData { expected: Some(Backing { device: 1, inode: 1 }), ..bed.data() };
-    assert!(matches!(bed.host.attach(&data, None), Err(LocalError::Damaged(_))));
-    let link = bed.directory.path().join("link");
-    std::os::unix::fs::symlink(bed.path(), &link).expect("a link");
-    let source = DiskSource::File(link);
-    let data = LocalData { source: &source, ..bed.data() };
-    assert!(bed.host.attach(&data, None).is_err(), "a link was followed");
+fn the_file_that_was_opened_is_the_device_whatever_lies_in_its_place_by_now() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let mut bed = Bed::new(format);
+        let aside = bed.directory.path().join("aside");
+        fs::rename(bed.path(), &aside).expect("moved");
+        fs::write(bed.path(), "another").expect("written");
+        let device = bed.attach();
+        write_at(&device, 0, "someword");
+        bed.detach();
+        assert_eq!(fs::read_to_string(bed.path()).expect("read"), "another");
+        let output = Command::new("qemu-io").args(["-f", format.word(), "-c", "read -v 0 16"]).arg(&aside).output();
+        assert!(String::from_utf8_lossy(&output.expect("qemu-io runs").stdout).contains("someword"), "{format:?}");
+    }
 }
 
 #[test]

@@ -122,6 +122,16 @@ os.write(descriptor, b'9\\n'); os.fsync(descriptor); os.close(descriptor); os.re
     bench.sets(11, "set -C; echo 11 > vcpus.new; chmod 660 vcpus.new; mv -f vcpus.new vcpus");
     // One name in a thousand that perl makes looks like a misspelt attribute.
     bench.sets(12, "for try in 1 2 3; do perl -i -pe 's/.*/12/' vcpus; grep -qx 12 vcpus && break; done");
+    // As Puppet does it: a directory reserves the name.
+    bench.sets(
+        13,
+        "set -C; mkdir vcpus20261122-1-x.lock && echo 13 > vcpus20261122-1-x && rmdir vcpus20261122-1-x.lock && mv -f vcpus20261122-1-x vcpus",
+    );
+    // As Salt does it.
+    bench.sets(14, "set -C; echo 14 > vcpus_aq4p92x && mv -f vcpus_aq4p92x vcpus");
+    bench.fails("Operation not permitted", "mkdir vcpus.lock");
+    bench.fails("not permitted", "mkdir vcpus1.lock && { mkdir vcpus1.lock/x || { rmdir vcpus1.lock; false; }; }");
+    bench.fails("overwrite", "mkdir vcpus1.lock && { mv -T vcpus1.lock vcpus || { rmdir vcpus1.lock; false; }; }");
     bench.fails("Invalid argument", "sed -i s/.*/many/ vcpus");
     let last = bench.read("last_error");
     assert!(last.contains(" vcpus: EINVAL: write a plain decimal number"), "{last}");

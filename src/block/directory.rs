@@ -200,8 +200,16 @@ impl BlockBackend for DirectoryBackend {
         self.volumes.adopt(reference, claimed)
     }
 
-    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
-        self.volumes.path(data).map(DiskSource::File)
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        DiskSource::File(self.volumes.path(data))
+    }
+
+    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
+        self.volumes.open_to_write(data)
     }
 
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {

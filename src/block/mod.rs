@@ -185,8 +185,12 @@ pub trait BlockBackend: Send + Sync {
     /// Looks at data that is there already, without changing it in any way, and says what the record has to say of it.
     /// `claimed`: the format that somebody says it has.
     fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError>;
-    /// How a guest, or this host, reaches the data, which is made reachable first where that takes something.
-    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError>;
+    /// How a guest, or this host, reaches the data. Asks nobody.
+    fn source(&self, data: &VolumeData) -> DiskSource;
+    /// Makes the data reachable as its source says, before a guest or this host opens it; nothing to do where it always is.
+    fn prepare(&self, data: &VolumeData) -> Result<(), BlockError>;
+    /// Opens the data for reading and writing, for this host, if it is what the record says.
+    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError>;
     /// Who has the data open, in words for a sentence.
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError>;
     /// Total and free bytes.

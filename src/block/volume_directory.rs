@@ -271,19 +271,27 @@ impl VolumeDirectory {
         File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(|error| self.base.at(path, error))
     }
 
-    /// Where the data lies. A record that is not one of ours is refused.
-    pub(super) fn path(&self, data: &VolumeData) -> Result<PathBuf, BlockError> {
+    /// Where the data lies. A record that is not one of ours leads to a path where nothing is.
+    pub(super) fn path(&self, data: &VolumeData) -> PathBuf {
         match data {
-            VolumeData::Ours(record) => {
-                self.place(record)?;
-                Ok(self.base.path().join(&record.reference))
-            }
-            VolumeData::Existing(existing) => Ok(PathBuf::from(&existing.reference)),
+            VolumeData::Ours(record) => match self.place(record) {
+                Ok(_) => self.base.path().join(&record.reference),
+                Err(_) => self.base.path().join("not-a-volume-of-this-backend"),
+            },
+            VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
         }
     }
 
+    pub(super) fn open_to_write(&self, data: &VolumeData) -> Result<File, BlockError> {
+        let opened = self.open(data)?;
+        // The same file again, whatever lies in its place by now.
+        let same = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
+        let file = OpenOptions::new().read(true).write(true).open(same);
+        file.map_err(|error| self.base.at(&opened.path, error))
+    }
+
     pub(super) fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
-        let path = self.path(data)?;
+        let path = self.path(data);
         let holder = open::holder(&path).map_err(|error| self.base.at(&path, error))?;
         Ok(holder.map(|holder| holder.to_string()))
     }

@@ -195,12 +195,15 @@ impl Mount {
         match action {
             Action::Touch { path } => {
                 let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-                let file = match beneath(&root, Path::new(path), flags) {
-                    // In which entries came or went: ATTRIB.
-                    Err(Errno::EISDIR) => beneath(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?,
-                    other => other?,
-                };
-                futimens(&file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW)
+                match beneath(&root, Path::new(path), flags) {
+                    // In which entries came or went. Both times: of one alone the kernel says MODIFY, for which nobody
+                    // watches directories.
+                    Err(Errno::EISDIR) => {
+                        let directory = beneath(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+                        futimens(&directory, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)
+                    }
+                    file => futimens(&file?, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW),
+                }
             }
             Action::MakeDirectory { path } => {
                 let (parent, name) = parent(&root, path)?;

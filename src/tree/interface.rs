@@ -180,9 +180,11 @@ impl Interface for Tree {
                 self.children(directory, &object, cookie, each);
                 Ok(())
             }
-            Node::File(..) | Node::Events(_) | Node::NameLink(..) | Node::StateLink(..) | Node::Scratch(_) => {
+            Node::File(..) | Node::Events(_) | Node::NameLink(..) | Node::StateLink(..) => {
                 Err(Reason::NotFound("such directory".into()))
             }
+            // A reservation is empty.
+            Node::Scratch(_) => Ok(()),
         }
     }
 
@@ -343,6 +345,11 @@ impl Interface for Tree {
         if let Node::Attribute(Class::Volume, _, volume::SNAPSHOTS) = parent {
             return links::take_snapshot(self, parent, name, caller, done);
         }
+        if self.is_reservation(parent, name) {
+            let object = self.object(parent).map(|object| (object.class(), object.id()));
+            let made = self.scratch.make_directory(parent, name, caller.uid).map(Node::Scratch);
+            return done(made.map_err(|reason| self.refusal(&caller, object, name, reason)));
+        }
         let (class, id, request) = match rename::draft(parent, name) {
             Ok(draft) => draft,
             Err(reason) => return done(Err(self.refusal(&caller, None, "mkdir", reason))),
@@ -364,6 +371,11 @@ impl Interface for Tree {
         let Some(node) = self.entry(parent, name) else {
             return done(Err(Reason::NotFound(format!("{name:?} in this directory"))));
         };
+        if let Node::Scratch(serial) = node
+            && self.scratch.kind(serial) == Some(Kind::Directory)
+        {
+            return done(self.own_scratch(serial, &caller).map(|()| self.scratch.remove(serial)));
+        }
         let object = self.object(node);
         let (Node::Object(class, number), Some(object)) = (node, object) else {
             return done(Err(self.refusal(&caller, None, "rmdir", Reason::NotEmpty)));
@@ -502,6 +514,11 @@ impl Tree {
     pub(super) fn is_temporary(&self, parent: Node, name: &str) -> bool {
         let names = self.replaceable(parent);
         names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))
+    }
+
+    fn is_reservation(&self, parent: Node, name: &str) -> bool {
+        let names = self.replaceable(parent);
+        names.is_some_and(|names| scratch::is_reservation(name, names.iter().map(String::as_str)))
     }
 
     /// Whether a temporary file is the caller's, or he is root.

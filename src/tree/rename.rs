@@ -10,7 +10,7 @@ use super::names::Place;
 use super::node::{Directory, Node, words};
 use super::reference::canonical_uuid;
 use super::value::{escape, instance_name, name, text, unescape};
-use super::{Interface, OpenFile, links};
+use super::{Interface, Kind, OpenFile, links};
 use crate::inventory::{Object, Update};
 use crate::model::Class;
 use crate::model::caller::Caller;
@@ -55,6 +55,9 @@ pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), call
     let meaning = meaning(from, to, object.as_ref()).and_then(|meaning| {
         if let Move::Scratch(serial) | Move::Replace(serial, _) | Move::Attach(serial) = meaning {
             tree.own_scratch(serial, &caller)?;
+            if tree.scratch.kind(serial) == Some(Kind::Directory) {
+                return Err(no_meaning());
+            }
         }
         if let Some(Node::Scratch(replaced)) = to.node {
             tree.own_scratch(replaced, &caller)?;

@@ -1,6 +1,8 @@
-//! Temporary files and symlinks: what tools make next to an attribute in order to rename it over the attribute.
+//! Temporary files and symlinks: what tools make next to an attribute in order to rename it over the attribute, and the directories by
+//! which Puppet reserves such a file's name.
 //!
-//! They live in memory, belong to their creator, and are gone a minute after their last close.
+//! They live in memory, belong to their creator, and are gone a minute after their last close. Nothing can be made in such
+//! a directory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::node::Node;
-use super::{Data, FindCompletion, ReadCompletion};
+use super::{Data, FindCompletion, Kind, ReadCompletion};
 use crate::image::extent::Find;
 use crate::model::reason::Reason;
 use crate::workflow::drafts_data::Leave;
@@ -17,7 +19,7 @@ use crate::workflow::request::Completion;
 
 /// Bytes of one file.
 pub const LARGEST: usize = 1 << 20;
-/// Files of one user in one directory.
+/// Files and directories of one user in one directory.
 pub const MOST: usize = 16;
 /// How long a closed one stays.
 pub const KEPT: Duration = Duration::from_secs(60);
@@ -26,9 +28,9 @@ struct File {
     parent: Node,
     name: String,
     uid: u32,
+    kind: Kind,
     /// Of a symlink its target.
     content: Vec<u8>,
-    is_link: bool,
     open: usize,
     closed_at: Instant,
 }
@@ -46,12 +48,8 @@ pub struct Scratch {
 }
 
 /// Whether a name is one that tools use for replacing a file, in a directory whose attributes are `attributes`.
-pub fn is_temporary<'a>(name: &str, mut attributes: impl Iterator<Item = &'a str>) -> bool {
-    let tool = |prefix: &str, length: usize| {
-        name.strip_prefix(prefix).is_some_and(|rest| {
-            rest.len() == length && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        })
-    };
+pub fn is_temporary<'a>(name: &str, attributes: impl Iterator<Item = &'a str>) -> bool {
+    let tool = |prefix: &str, length: usize| name.strip_prefix(prefix).is_some_and(|rest| is_random(rest, length));
     // No attribute has a capital or a digit, so that a misspelt one is none of these.
     let perl = tool("", 8) && name.bytes().any(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     (name.starts_with('.') && name.len() > 1)
@@ -60,24 +58,46 @@ pub fn is_temporary<'a>(name: &str, mut attributes: impl Iterator<Item = &'a str
         || tool("sed", 6)
         || tool("tmp", 8)
         || name.starts_with("__salt.tmp.")
-        || attributes.any(|attribute| {
-            name.strip_prefix(attribute)
-                .is_some_and(|rest| rest == "~" || rest.starts_with(|next: char| next == '.' || next.is_ascii_digit()))
+        || after_attribute(name, attributes).is_some_and(|rest| {
+            // Salt adds eight characters as Python's tempfile chooses them.
+            let salt = is_random(rest, 8);
+            salt || rest == "~" || rest.starts_with(|next: char| next == '.' || next.is_ascii_digit())
         })
+}
+
+fn is_random(part: &str, length: usize) -> bool {
+    part.len() == length && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// What follows the attribute in a name that begins with one; with the longest, so that `locked_reasons` is a misspelt
+/// `locked_reason` and no `locked` of Salt's.
+fn after_attribute<'n, 'a>(name: &'n str, attributes: impl Iterator<Item = &'a str>) -> Option<&'n str> {
+    attributes.filter_map(|attribute| name.strip_prefix(attribute)).min_by_key(|rest| rest.len())
+}
+
+/// Whether a name is one of a directory that is made to reserve a temporary file's name: `state20261122-1-x.lock` of Puppet.
+pub fn is_reservation<'a>(name: &str, attributes: impl Iterator<Item = &'a str>) -> bool {
+    let Some(reserved) = name.strip_suffix(".lock") else { return false };
+    after_attribute(reserved, attributes).is_some_and(|rest| rest.starts_with(|next: char| next.is_ascii_digit()))
 }
 
 impl Scratch {
     /// Makes an empty file; the creator's handle is counted by [`Scratch::open`].
     pub fn create(&self, parent: Node, name: &str, uid: u32) -> Result<u64, Reason> {
-        self.make(parent, name, uid, None)
+        self.make(parent, name, uid, Kind::File, &[])
     }
 
     /// Makes a symlink.
     pub fn create_link(&self, parent: Node, name: &str, uid: u32, target: &str) -> Result<u64, Reason> {
-        self.make(parent, name, uid, Some(target))
+        self.make(parent, name, uid, Kind::Symlink, target.as_bytes())
     }
 
-    fn make(&self, parent: Node, name: &str, uid: u32, target: Option<&str>) -> Result<u64, Reason> {
+    /// Makes a directory.
+    pub fn make_directory(&self, parent: Node, name: &str, uid: u32) -> Result<u64, Reason> {
+        self.make(parent, name, uid, Kind::Directory, &[])
+    }
+
+    fn make(&self, parent: Node, name: &str, uid: u32, kind: Kind, content: &[u8]) -> Result<u64, Reason> {
         let files = &mut *self.files.lock();
         files.files.retain(|_, file| !file.is_over());
         if files.files.values().any(|file| file.parent == parent && file.name == name) {
@@ -87,15 +107,8 @@ impl Scratch {
             return Err(Reason::ScratchQuota);
         }
         files.last += 1;
-        let file = File {
-            parent,
-            name: name.to_owned(),
-            uid,
-            content: target.unwrap_or_default().as_bytes().to_vec(),
-            is_link: target.is_some(),
-            open: 0,
-            closed_at: Instant::now(),
-        };
+        let (name, content) = (name.to_owned(), content.to_vec());
+        let file = File { parent, name, uid, kind, content, open: 0, closed_at: Instant::now() };
         files.files.insert(files.last, file);
         Ok(files.last)
     }
@@ -129,8 +142,13 @@ impl Scratch {
     /// Where a symlink leads to.
     pub fn target(&self, serial: u64) -> Option<String> {
         let files = self.files.lock();
-        let file = files.files.get(&serial).filter(|file| file.is_link)?;
+        let file = files.files.get(&serial).filter(|file| file.kind == Kind::Symlink)?;
         String::from_utf8(file.content.clone()).ok()
+    }
+
+    /// What it is.
+    pub fn kind(&self, serial: u64) -> Option<Kind> {
+        self.files.lock().files.get(&serial).map(|file| file.kind)
     }
 
     /// Its content.
@@ -253,7 +271,8 @@ mod tests {
 
     #[test]
     fn only_the_names_of_replacing_tools_are_temporary() {
-        let temporary = |name| is_temporary(name, ["state", "name"].into_iter());
+        let attributes = ["state", "name", "state_reason"];
+        let temporary = |name| is_temporary(name, attributes.into_iter());
         for name in [
             ".state.swp",
             ".x",
@@ -265,11 +284,20 @@ mod tests {
             "tmpabcd_123",
             "__salt.tmp.x",
             "kJx9qmQa",
+            "stated52w1qqq",
+            "state_reasonabcd_fgh",
         ] {
             assert!(temporary(name), "{name}");
         }
-        for name in ["stat", "stated", "statex", ".", "sed12", "tmp", "lockd", "~", "metadata", "mEtadat"] {
+        for name in
+            ["stat", "stated", "statex", ".", "sed12", "tmp", "lockd", "~", "metadata", "mEtadat", "state_reasons"]
+        {
             assert!(!temporary(name), "{name}");
+        }
+        let reservation = |name| is_reservation(name, attributes.into_iter());
+        assert!(reservation("state20261122-427-1dg9osu.lock"));
+        for name in ["state.lock", "stat20261122-427-1dg9osu.lock", "state20261122-427-1dg9osu", ".lock", "1.lock"] {
+            assert!(!reservation(name), "{name}");
         }
     }
 

@@ -61,18 +61,14 @@ impl Tree {
             Node::Scratch(serial) => {
                 let (uid, parent, size) = self.scratch.stat(serial)?;
                 let gid = self.object(parent)?.ownership().project;
-                let is_link = self.scratch.target(serial).is_some();
                 // Nobody else writes into what its creator is about to rename over an attribute with his rights.
-                Some(Attributes {
-                    kind: if is_link { Kind::Symlink } else { Kind::File },
-                    mode: if is_link { 0o777 } else { 0o600 },
-                    uid,
-                    gid,
-                    size,
-                    allocated: None,
-                    caching: Caching::Nothing,
-                    time,
-                })
+                let kind = self.scratch.kind(serial)?;
+                let mode = match kind {
+                    Kind::File => 0o600,
+                    Kind::Directory => 0o700,
+                    Kind::Symlink => 0o777,
+                };
+                Some(Attributes { kind, mode, uid, gid, size, allocated: None, caching: Caching::Nothing, time })
             }
             Node::Object(class, number) | Node::NameLink(class, number) | Node::StateLink(class, number) => {
                 match self.inventory.by_number(number) {

@@ -32,10 +32,7 @@ impl Shared {
 
     /// The backend that keeps this data.
     pub(super) fn backend_of(&self, data: &VolumeData) -> Result<&dyn BlockBackend, Reason> {
-        match data {
-            VolumeData::Ours(record) => self.backend(&record.backend),
-            VolumeData::Existing(existing) => self.backend(&existing.backend),
-        }
+        self.backend(data.backend())
     }
 }
 

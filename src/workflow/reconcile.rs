@@ -310,6 +310,12 @@ impl Reconciler {
     pub fn know_volumes(&self, backends: Backends) {
         // A second engine on the same reconciler knows nothing else.
         let _known = self.backends.set(backends);
+        if !self.ledger.inventory().volumes().is_empty() {
+            // What was read before said nothing of volumes.
+            let instances = self.ledger.inventory().instances();
+            self.details.lock().fetch.extend(instances.iter().map(|instance| instance.id));
+            self.details_wake.notify_all();
+        }
     }
 
     /// Ends the threads, without waiting for one that is in a hung call, and saves what was only shown.

@@ -418,7 +418,7 @@ pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
 pub(super) fn nobody_uses(run: &Run, data: &VolumeData) -> Result<(), Halt> {
     let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
     let failed = |error| Halt::Failed(of_block(error));
-    if let Some(path) = backend.source(data).map_err(failed)?.path() {
+    if let Some(path) = backend.source(data).path() {
         delete::nobody_uses(run, path)?;
     }
     match backend.holder(data).map_err(failed)? {

@@ -1,6 +1,8 @@
 //! Every example of `mount-examples`, on a mount, twice: with the usual settle window and with none.
 
 mod administration;
+mod configuration;
+mod editing;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;

@@ -82,7 +82,13 @@ impl Daemon {
 
     /// Starts the daemon again on the same state, and waits until the tree answers.
     pub fn spawn(&mut self) {
+        self.spawn_with(&[]);
+    }
+
+    /// The same with these environment variables.
+    pub fn spawn_with(&mut self, variables: &[(&str, &str)]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_instancefs"));
+        command.envs(variables.iter().copied());
         command.args(["mount", "--connect", &self.connection]);
         command.arg("--state-dir").arg(self.state_directory()).args(&self.options).arg(self.root());
         let log = OpenOptions::new().create(true).append(true).open(self.log()).expect("a log");

@@ -3,12 +3,8 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-use instancefs::model::caller::NO_PROJECT;
-use uuid::Uuid;
-
-use crate::stored::store;
 use crate::support::gid;
-use crate::{ACCESS, daemon, key, offer, user, writes};
+use crate::{ACCESS, daemon, key, offer, owner, user, volume, writes};
 
 const PROCESSES: usize = 50;
 const USERS: usize = 5;
@@ -34,11 +30,10 @@ print(' '.join(f'{name}={number}' for name, number in answers.items()))
 #[test]
 fn no_wrong_key_of_many_is_taken_and_their_users_are_shut_out_after_five_and_the_offer_is_good() {
     let attempts = if std::env::var_os("INSTANCEFS_LONG").is_some() { 100_000 } else { 2_000 };
-    let mut daemon = daemon();
-    let mut id = Uuid::nil();
-    store(&mut daemon, |stored| id = stored.volume((2001, NO_PROJECT), |_| {}));
-    let offer = offer(&daemon, &user(2001), id, "gift");
-    let key = key(&daemon, &user(2001), offer);
+    let daemon = daemon();
+    let id = volume(&daemon);
+    let offer = offer(&daemon, &owner(), id, "gift");
+    let key = key(&daemon, &owner(), offer);
     let accept = daemon.path(format!("transfers/{offer}/accept"));
     let guessers: Vec<_> = (0..PROCESSES)
         .map(|index| {

@@ -31,7 +31,7 @@ fn shared(record: &mut VolumeRecord) {
 }
 
 /// An available volume of alice's.
-pub fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn(&mut VolumeRecord)) -> Uuid {
+fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn(&mut VolumeRecord)) -> Uuid {
     let id = Uuid::new_v4();
     let new = NewData {
         volume: id,
@@ -41,8 +41,8 @@ pub fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn
         format: Some(format),
         source: Source::Empty,
     };
-    block.create_data(&new, &|_| Ok(())).unwrap();
     let data = block.plan_data(&new);
+    block.create_data(&new, &|_| Ok(())).unwrap();
     life.ledger
         .transact(|batch| {
             let ownership = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };
@@ -494,4 +494,48 @@ fn an_instance_that_is_undefined_outside_keeps_its_volumes_until_it_leaves() {
     life.state(id, State::Stopped).unwrap();
     assert_eq!(devices(&life, volume, id).0, some("vdb"));
     detach(&life, volume).unwrap();
+}
+
+/// The size that a guest was told of a disk.
+fn told_size(life: &Life<'_>, instance: Uuid, device: &str) -> Option<u64> {
+    let list = life.world.control(json!({ "do": "list" }));
+    let guests = list["guests"].as_array().unwrap();
+    let guest = guests.iter().find(|guest| guest["domain"]["uuid"] == json!(instance)).unwrap();
+    guest["disk_bytes"][device].as_u64()
+}
+
+#[test]
+fn one_that_a_guest_has_grows_there_and_a_suspended_guest_forbids_it() {
+    let bed = Bed::new();
+    let life = bed.world.live();
+    let (running, off) = (life.active(), life.stopped());
+    let volume = self::volume(&life, &*bed.world.disks, Format::Raw, shared);
+    attach(&life, volume, running).unwrap();
+    attach(&life, volume, off).unwrap();
+    let size = || life.inventory.volume(volume).unwrap().record.size_bytes;
+    life.change_volume(&alice(), volume, VolumeChange::SizeBytes(2 << 30)).unwrap();
+    assert_eq!(
+        (size(), told_size(&life, running, "vdb"), told_size(&life, off, "vdb")),
+        (2 << 30, Some(2 << 30), None)
+    );
+    life.state(running, State::Paused).unwrap();
+    life.change_volume(&alice(), volume, VolumeChange::SizeBytes(3 << 30)).unwrap();
+    assert_eq!(told_size(&life, running, "vdb"), Some(3 << 30));
+    life.state(running, State::Active).unwrap();
+    life.state(running, State::Suspended).unwrap();
+    let refused = life.change_volume(&alice(), volume, VolumeChange::SizeBytes(4 << 30)).unwrap_err();
+    assert_eq!(refused.errno(), libc::EBUSY);
+    assert_eq!(size(), 3 << 30);
+}
+
+#[test]
+fn the_root_disk_of_an_instance_that_boots_from_a_volume_grows_with_it() {
+    let bed = Bed::new();
+    let life = bed.world.live();
+    let id = life.draft();
+    let root = self::volume(&life, &*bed.world.disks, Format::Raw, bootable);
+    attach_as(&life, root, id, Some("vda")).unwrap();
+    life.state(id, State::Stopped).unwrap();
+    life.change_volume(&alice(), root, VolumeChange::SizeBytes(2 << 30)).unwrap();
+    assert_eq!(life.instance(id).record.root_disk_bytes, Some(2 << 30));
 }

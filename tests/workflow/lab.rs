@@ -222,8 +222,16 @@ impl BlockBackend for Disks {
         self.volumes.adopt(self.name(), reference, claimed)
     }
 
-    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
-        Ok(self.volumes.source(data))
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        self.volumes.source(data)
+    }
+
+    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
+        self.volumes.open(data)
     }
 
     fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {

@@ -11,6 +11,7 @@ mod keeper;
 mod kept;
 mod lab;
 mod local_attach;
+mod offers;
 mod power;
 mod protection;
 mod reconfigure;

@@ -122,6 +122,10 @@ impl VolumeFiles {
         DiskSource::File(self.path(data))
     }
 
+    pub fn open(&self, data: &VolumeData) -> Result<fs::File, BlockError> {
+        fs::File::open(self.path(data)).map_err(failed)
+    }
+
     fn path(&self, data: &VolumeData) -> PathBuf {
         match data {
             VolumeData::Ours(record) => self.directory.join(&record.reference),

@@ -20,7 +20,6 @@ use loop_device::Access;
 use crate::image::Format;
 use crate::image::inspect;
 use crate::image::qemu_img::{self, CheckFailure};
-use crate::model::domain::DiskSource;
 use crate::model::volume::record::{Backing, Exporter, LocalAttachment};
 use crate::privilege::Privilege;
 
@@ -56,12 +55,10 @@ impl LocalError {
 pub struct LocalData<'a> {
     /// The volume.
     pub volume: Uuid,
-    /// Where the bytes are.
-    pub source: &'a DiskSource,
-    /// Their format.
+    /// The file, opened for reading and writing; never opened again by its path.
+    pub file: &'a File,
+    /// The format of its bytes.
     pub format: Format,
-    /// Which file it has to be, if that is recorded.
-    pub expected: Option<Backing>,
 }
 
 /// A device that is there.
@@ -163,8 +160,8 @@ impl HostDevices {
     /// The file that a device is made of, or is to be.
     fn open_backing(&self, data: &LocalData<'_>, exporter: Option<&Exporter>) -> Result<File, LocalError> {
         match exporter {
-            Some(exporter) => open_file(&exporter.mountpoint, None),
-            None => open_data(data),
+            Some(exporter) => open_exported(&exporter.mountpoint),
+            None => duplicate(data.file),
         }
     }
 
@@ -193,31 +190,19 @@ fn is_ours(volume: Uuid, local: &LocalAttachment, path: &Path, device: &File) ->
     }
 }
 
-/// Opens a volume's own file.
-fn open_data(data: &LocalData<'_>) -> Result<File, LocalError> {
-    match data.source {
-        DiskSource::File(path) => open_file(path, data.expected),
-        DiskSource::Block(path) => {
-            Err(LocalError::Unsupported(format!("it is the block device {} already; use it there", path.display())))
-        }
+/// The same open file again. What a loop device is made of has to be a regular one.
+fn duplicate(file: &File) -> Result<File, LocalError> {
+    let failed = |error: io::Error| LocalError::Failed(format!("its data cannot be used: {error}"));
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(LocalError::Unsupported("its data is no regular file, of which no device can be made".to_owned()));
     }
+    file.try_clone().map_err(failed)
 }
 
-fn open_file(path: &Path, expected: Option<Backing>) -> Result<File, LocalError> {
+/// Opens what an exporter shows, which lies in a directory that only root can enter.
+fn open_exported(path: &Path) -> Result<File, LocalError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(LocalError::at(path))?;
-    if !file.metadata().map_err(LocalError::at(path))?.is_file() {
-        return Err(LocalError::Damaged(format!("{} is no regular file", path.display())));
-    }
-    let found = loop_device::backing_of(&file).map_err(LocalError::at(path))?;
-    match expected {
-        Some(expected) if expected != found => Err(LocalError::Damaged(format!(
-            "{} is another file than the one that was taken over; put that back in its place",
-            path.display()
-        ))),
-        Some(_) | None => Ok(file),
-    }
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(LocalError::at(path))
 }
 
 impl LocalDevices for HostDevices {
@@ -258,7 +243,7 @@ impl LocalDevices for HostDevices {
         if let Some(running) = self.exporter(data.volume)? {
             return Ok(running);
         }
-        let image = open_data(data)?;
+        let image = duplicate(data.file)?;
         inspect::examine(&image, Some(data.format)).map_err(|refusal| LocalError::Damaged(refusal.to_string()))?;
         let shown = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd()));
         qemu_img::check(&shown, &|| false).map_err(|failure| match failure {
@@ -348,7 +333,7 @@ impl LocalDevices for HostDevices {
             ));
         };
         if let Some(exporter) = &local.exporter {
-            let file = open_file(&exporter.mountpoint, local.backing)?;
+            let file = open_exported(&exporter.mountpoint)?;
             if file.metadata().map_err(LocalError::at(&path))?.len() < size_bytes {
                 file.set_len(size_bytes).map_err(|error| {
                     LocalError::Failed(format!("{} cannot grow: {error}", exporter.mountpoint.display()))

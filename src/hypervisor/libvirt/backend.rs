@@ -339,8 +339,8 @@ impl Hypervisor for Libvirt {
 
     fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
         self.on(uuid, |domain| {
-            // libvirt would make a larger one smaller.
-            if domain.block_info(device, 0)?.capacity >= size_bytes {
+            // libvirt would make a larger one smaller. One of this size may have grown by itself, and the guest not know it.
+            if domain.block_info(device, 0)?.capacity > size_bytes {
                 return Ok(());
             }
             domain.block_resize(device, size_bytes, raw::VIR_DOMAIN_BLOCK_RESIZE_BYTES)

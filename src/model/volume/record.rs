@@ -60,6 +60,14 @@ pub enum VolumeData {
 }
 
 impl VolumeData {
+    /// The backend's name.
+    pub fn backend(&self) -> &str {
+        match self {
+            VolumeData::Ours(record) => &record.backend,
+            VolumeData::Existing(existing) => &existing.backend,
+        }
+    }
+
     /// The format of its bytes.
     pub fn format(&self) -> Format {
         match self {

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::Reconciler;
-use crate::block::DiskSource;
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::definition::Definition;
 use crate::inventory::{Instance, Volume};
@@ -52,8 +51,8 @@ impl Reconciler {
         let volumes = self.ledger.inventory().volumes();
         let paths = volumes.iter().filter_map(|volume| {
             let data = volume.record.data.as_ref()?;
-            let (DiskSource::File(path) | DiskSource::Block(path)) = backends.of(data)?.source(data).ok()?;
-            Some((path, volume.id))
+            let source = backends.named(data.backend())?.source(data);
+            Some((source.path()?.to_owned(), volume.id))
         });
         paths.collect()
     }
@@ -70,6 +69,7 @@ pub(super) fn absorb(batch: &mut Batch<'_>, paths: &HashMap<PathBuf, Uuid>, id: 
     }
     let found: BTreeMap<Uuid, &str> =
         disks.found.iter().filter_map(|(path, device)| Some((*paths.get(path)?, device.as_str()))).collect();
+    let known: BTreeSet<Uuid> = paths.values().copied().collect();
     let recorded: BTreeMap<Uuid, &str> = record.volumes.iter().map(|(device, entry)| (entry.value, device)).collect();
     let concerned: BTreeSet<Uuid> = found.keys().chain(recorded.keys()).copied().collect();
     for id in concerned {
@@ -86,11 +86,12 @@ pub(super) fn absorb(batch: &mut Batch<'_>, paths: &HashMap<PathBuf, Uuid>, id: 
                     &instance,
                 ));
             }
-            (None, Some(before)) => {
+            // Of one whose place is not known nothing can be said.
+            (None, Some(before)) if known.contains(&id) => {
                 record_detached(batch, id, instance.id);
                 entries.push(entry(&volume, "detached_outside", before, "", &instance));
             }
-            (None, None) => {}
+            (None, Some(_) | None) => {}
         }
     }
     entries

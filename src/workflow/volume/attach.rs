@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::detach::Removal;
 use super::disks::{self, Seen};
+use super::examine;
 use crate::hypervisor::HypervisorError;
 use crate::inventory::{Instance, Volume};
 use crate::model::image::Format;
@@ -51,6 +52,7 @@ pub(super) fn attach(run: &Run, id: Uuid, wanted: Option<&str>) -> Result<Ending
         let device = match found.device() {
             Some(device) => device.to_owned(),
             None => {
+                let (volume, ..) = examine::look(run)?;
                 nobody_else_has(run, &volume)?;
                 let taken = |device: &str| seen.is_taken(device);
                 choose(&volume, &instance, wanted, taken).map_err(Halt::Failed)?
@@ -123,13 +125,8 @@ fn nobody_else_has(run: &Run, volume: &Volume) -> Result<(), Halt> {
         return Ok(());
     }
     let data = disks::data(volume)?;
-    match run
-        .shared
-        .backend_of(data)
-        .map_err(Halt::Failed)?
-        .holder(data)
-        .map_err(|error| Halt::Failed(of_block(error)))?
-    {
+    let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
+    match backend.holder(data).map_err(|error| Halt::Failed(of_block(error)))? {
         Some(holder) => {
             Err(Halt::Failed(Reason::InUse(format!("{holder} has it open; end that first, and try again"))))
         }

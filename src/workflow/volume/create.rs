@@ -228,8 +228,8 @@ fn near(
     if backend.name() == record.backend {
         return Ok(of(data));
     }
-    let source = backend.source(&data).map_err(of_block)?;
-    Ok(Of::Elsewhere(source, data.format()))
+    backend.prepare(&data).map_err(of_block)?;
+    Ok(Of::Elsewhere(backend.source(&data), data.format()))
 }
 
 /// Takes over data that is there. Nothing is written to it.
@@ -242,8 +242,7 @@ fn adopt(run: &Run, record: &VolumeRecord, backend: &str, reference: &str) -> Re
         return Err(Halt::Failed(Reason::OutOfRange { low, high, unit: "bytes (the size that it has)" }));
     }
     let data = VolumeData::Existing(existing.clone());
-    let source = backend.source(&data).map_err(|error| Halt::Failed(of_block(error)))?;
-    if let Some(owner) = source.path().and_then(|path| owner_of(run, path)) {
+    if let Some(owner) = backend.source(&data).path().and_then(|path| owner_of(run, path)) {
         return Err(Halt::Failed(taken(reference, &owner)));
     }
     nobody_uses(run, &data)?;
@@ -289,8 +288,8 @@ fn owner_of(run: &Run, path: &Path) -> Option<String> {
     let shared = &run.shared;
     let inventory: &Inventory = shared.parts.ledger.inventory();
     let is_data = |data: &VolumeData| {
-        let source = shared.backend_of(data).ok().and_then(|backend| backend.source(data).ok());
-        source.is_some_and(|source| source.path().is_some_and(is_it))
+        let backend = shared.backend_of(data);
+        backend.is_ok_and(|backend| backend.source(data).path().is_some_and(is_it))
     };
     let of_volumes = inventory.volumes().into_iter().filter(|volume| volume.id != run.object).find(|volume| {
         let record = &volume.record;

@@ -43,9 +43,9 @@ pub(super) fn detach(run: &Run, id: Uuid) -> Result<Ending, Halt> {
         path: &disks::path(run, &volume)?,
         deadline: Instant::now() + Duration::from_secs(left),
         may_go_on: &|| {
-            run.proceed()?;
-            not_locked(run, id)?;
-            run.begin(DETACH)
+            run.begin(DETACH)?;
+            // Last, since a lock can come while the journal is written.
+            not_locked(run, id)
         },
     };
     // A draft has it in its record alone, unless it could not be taken back whole.

@@ -101,10 +101,13 @@ pub(super) fn format(volume: &Volume) -> Format {
     }
 }
 
-/// A volume as a disk of a guest.
+/// A volume as a disk of a guest, which may open it from now on.
 pub(in crate::workflow) fn disk(run: &Run, volume: &Volume, device: &str) -> Result<AttachedDisk, Halt> {
+    let data = data(volume)?;
+    let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
+    backend.prepare(data).map_err(|error| Halt::Failed(of_block(error)))?;
     Ok(AttachedDisk {
-        source: source(run, volume)?,
+        source: backend.source(data),
         format: format(volume),
         device: device.to_owned(),
         volume: volume.id,
@@ -113,17 +116,18 @@ pub(in crate::workflow) fn disk(run: &Run, volume: &Volume, device: &str) -> Res
     })
 }
 
+/// How a guest reaches a volume.
+fn source(run: &Run, volume: &Volume) -> Result<DiskSource, Halt> {
+    let data = data(volume)?;
+    let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
+    Ok(backend.source(data))
+}
+
 /// The path of a volume, as definitions name it.
 pub(super) fn path(run: &Run, volume: &Volume) -> Result<PathBuf, Halt> {
     Ok(match source(run, volume)? {
         DiskSource::File(path) | DiskSource::Block(path) => path,
     })
-}
-
-fn source(run: &Run, volume: &Volume) -> Result<DiskSource, Halt> {
-    let data = data(volume)?;
-    let backend = run.shared.backend_of(data).map_err(Halt::Failed)?;
-    backend.source(data).map_err(|error| Halt::Failed(of_block(error)))
 }
 
 /// The instance that the operation owns beside its volume.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::disks::{self, Seen};
 use crate::hypervisor::HypervisorError;
-use crate::inventory::Object;
+use crate::inventory::{Object, Volume};
 use crate::model::reason::Reason;
 use crate::model::volume::device;
 use crate::workflow::ledger::Batch;
@@ -18,22 +18,35 @@ const GROW: &str = "grow_in_guest";
 /// How often a call is refused for a state that the domain is not in, before we believe it.
 const REFUSALS: u32 = 3;
 
-/// Has every guest that is there and has the volume make it as large as this, in bytes. `false`: there is none, so that
-/// its data is to be grown where it lies.
-pub(super) fn grow_in_guest(run: &Run, size_bytes: u64) -> Result<bool, Halt> {
-    let volume = run.volume()?;
-    let path = disks::path(run, &volume)?;
+/// Whether a guest is there that has the volume.
+///
+/// # Errors
+///
+/// [`Reason::InUse`] where one is suspended: it would find another disk than it knows.
+pub(super) fn has_guest(run: &Run, volume: &Volume) -> Result<bool, Halt> {
+    let path = disks::path(run, volume)?;
+    let mut found = false;
+    for (id, _) in volume.record.attached_to() {
+        // One that is not defined has no guest.
+        let Some(seen) = Seen::of(run, id)? else { continue };
+        if seen.domain.has_managed_save && !seen.domain.power.is_on() {
+            return Err(Halt::Failed(Reason::InUse(format!(
+                "the instance {id} that has it is suspended, and its saved memory knows the present size; write active to \
+                 its state first"
+            ))));
+        }
+        found |= seen.find(&path)?.live.is_some();
+    }
+    Ok(found)
+}
+
+/// Has every guest that is there and has the volume make it as large as this, in bytes. `false`: there is none any more.
+pub(super) fn grow_in_guest(run: &Run, volume: &Volume, size_bytes: u64) -> Result<bool, Halt> {
+    let path = disks::path(run, volume)?;
     let mut grown = false;
     for (id, _) in volume.record.attached_to() {
         let mut refusals = 0;
-        // One that is not defined has no guest.
         while let Some(seen) = Seen::of(run, id)? {
-            if seen.domain.has_managed_save && !seen.domain.power.is_on() {
-                return Err(Halt::Failed(Reason::InUse(format!(
-                    "the instance {id} that has it is suspended, and its saved memory knows the present size; write active \
-                     to its state first"
-                ))));
-            }
             let Some(device) = seen.find(&path)?.live else { break };
             run.begin(GROW)?;
             match run.hypervisor().resize_disk(id, &device, size_bytes) {
@@ -55,9 +68,8 @@ pub(super) fn grow_in_guest(run: &Run, size_bytes: u64) -> Result<bool, Halt> {
 
 /// Shows the size where an instance boots from the volume.
 pub(super) fn record_grown(batch: &mut Batch<'_>, volume: Uuid, size_bytes: u64) {
-    let holders: Vec<Uuid> =
-        batch.volume(volume).iter().flat_map(|it| it.record.attached_to().map(|(id, _)| id)).collect();
-    for id in holders {
+    let Some(grown) = batch.volume(volume) else { return };
+    for (id, _) in grown.record.attached_to() {
         let Some(instance) = batch.instance(id) else { continue };
         let record = &instance.record;
         if record.draft.is_none() && record.volumes.get(device::ROOT) == Some(&volume) {

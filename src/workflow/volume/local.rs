@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
+use super::disks::format;
+use super::{edit, ending, examine};
 use crate::block::local::{LocalData, LocalDevice, LocalDevices, LocalError};
-use crate::inventory::{Object, Volume};
+use crate::inventory::Volume;
 use crate::model::image::Format;
 use crate::model::reason::Reason;
 use crate::model::task::Creation;
@@ -40,15 +40,7 @@ fn failed(error: LocalError) -> Halt {
 
 /// What the first step would find out, said at once.
 pub(super) fn can_begin(shared: &Shared, volume: &Volume) -> Result<(), Reason> {
-    let format = volume.record.data.as_ref().map(|data| format_of(volume, data));
-    shared.parts.local.can_attach(format.unwrap_or(Format::Raw)).map_err(of_local)
-}
-
-fn format_of(volume: &Volume, data: &VolumeData) -> Format {
-    match data {
-        VolumeData::Ours(record) => record.format,
-        VolumeData::Existing(_) => volume.record.disk_format.unwrap_or(Format::Raw),
-    }
+    shared.parts.local.can_attach(format(volume)).map_err(of_local)
 }
 
 fn data_of(volume: &Volume) -> Result<VolumeData, Halt> {
@@ -56,13 +48,13 @@ fn data_of(volume: &Volume) -> Result<VolumeData, Halt> {
     data.ok_or_else(|| Halt::Failed(Reason::NotFound("data of this volume; it was never made".to_owned())))
 }
 
-/// Calls `act` with where and what the data is.
+/// Calls `act` with the data, opened.
 fn with_data<T>(run: &Run, volume: &Volume, act: impl FnOnce(&LocalData<'_>) -> Result<T, Halt>) -> Result<T, Halt> {
     let data = data_of(volume)?;
     let backend = run.shared.backend_of(&data).map_err(Halt::Failed)?;
-    backend.examine(&data).map_err(|error| Halt::Failed(of_block(error)))?;
-    let source = backend.source(&data).map_err(|error| Halt::Failed(of_block(error)))?;
-    act(&LocalData { volume: run.object, source: &source, format: format_of(volume, &data), expected: None })
+    backend.prepare(&data).map_err(|error| Halt::Failed(of_block(error)))?;
+    let file = backend.open_data(&data).map_err(|error| Halt::Failed(of_block(error)))?;
+    act(&LocalData { volume: run.object, file: &file, format: format(volume) })
 }
 
 fn devices(run: &Run) -> &dyn LocalDevices {
@@ -84,21 +76,20 @@ fn creation(local: LocalAttachment) -> Creation {
 
 /// Makes a volume a block device of this host.
 pub(super) fn attach(run: &Run) -> Result<Ending, Halt> {
-    let volume = run.volume()?;
-    let data = data_of(&volume)?;
+    let (volume, data, _present) = examine::look(run)?;
     can_begin(&run.shared, &volume).map_err(Halt::Failed)?;
-    let block = &run.shared.parts.block;
-    block.examine(&data).map_err(|error| Halt::Failed(of_block(error)))?;
+    let backend = run.shared.backend_of(&data).map_err(Halt::Failed)?;
+    // Once this operation has begun to make them, an exporter or a device may be what has it open.
+    let is_begun = run.has_begun(EXPORT)? || run.has_begun(DEVICE)?;
+    let is_exported = volume.record.local.is_some() && devices(run).exporter(run.object).map_err(failed)?.is_some();
+    // Asked before we open it ourselves, which would hide what cannot be told from us.
+    if !is_begun
+        && !is_exported
+        && let Some(holder) = backend.holder(&data).map_err(|error| Halt::Failed(of_block(error)))?
+    {
+        return Err(Halt::Failed(Reason::InUse(format!("{holder} has its data open; end that first"))));
+    }
     with_data(run, &volume, |local| {
-        // Once this operation has begun to make them, an exporter or a device may be what has it open.
-        let is_begun = run.has_begun(EXPORT)? || run.has_begun(DEVICE)?;
-        let is_exported = volume.record.local.is_some() && devices(run).exporter(run.object).map_err(failed)?.is_some();
-        if !is_begun
-            && !is_exported
-            && let Some(holder) = block.holder(&data).map_err(|error| Halt::Failed(of_block(error)))?
-        {
-            return Err(Halt::Failed(Reason::InUse(format!("{holder} has its data open; end that first"))));
-        }
         let exporter = match local.format {
             Format::Raw => None,
             Format::Qcow2 => {
@@ -108,26 +99,15 @@ pub(super) fn attach(run: &Run) -> Result<Ending, Halt> {
         };
         run.begin_creating(DEVICE, creation(planned(run, exporter.clone())))?;
         let found = devices(run).attach(local, exporter.as_ref()).map_err(failed)?;
-        Ok(recorded(run.object, Some(made(run, exporter, found))))
+        let local = made(run, exporter, found);
+        Ok(ending(run, move |record| record.local = Some(local.clone())))
     })
-}
-
-/// The end in which the record says so.
-fn recorded(volume: Uuid, local: Option<LocalAttachment>) -> Ending {
-    Ending::Edit(Box::new(move |batch| record(batch, volume, |present| present.clone_from(&local))))
-}
-
-fn record(batch: &mut Batch<'_>, volume: Uuid, change: impl FnOnce(&mut Option<LocalAttachment>)) {
-    let Some(volume) = batch.volume(volume) else { return };
-    let mut volume = (*volume).clone();
-    change(&mut volume.record.local);
-    batch.put(Object::Volume(Arc::new(volume)));
 }
 
 /// Takes the device away.
 pub(super) fn detach(run: &Run) -> Result<Ending, Halt> {
     let volume = run.volume()?;
-    let Some(local) = volume.record.local.clone() else { return Ok(recorded(run.object, None)) };
+    let Some(local) = volume.record.local.clone() else { return Ok(ending(run, |record| record.local = None)) };
     // Neither devices nor processes outlive their boot; the device of that name is another one by now.
     if local.boot_id == run.shared.settings.clock.boot() {
         if let Some(user) = devices(run).user(run.object, &local).map_err(failed)? {
@@ -137,13 +117,13 @@ pub(super) fn detach(run: &Run) -> Result<Ending, Halt> {
         run.begin(DEVICE)?;
         devices(run).detach(run.object, &local).map_err(failed)?;
     }
-    let (object, ending) = (run.object, planned(run, None));
+    let (object, remaining) = (run.object, planned(run, None));
     run.step(EXPORT, None, move |batch| {
         // It is to be a device until all of it is gone, but that the exporter ends is no fault from here on.
-        record(batch, object, |present| *present = Some(ending.clone()));
+        edit(batch, object, |record| record.local = Some(remaining.clone()));
     })?;
     devices(run).end_export(run.object).map_err(failed)?;
-    Ok(recorded(run.object, None))
+    Ok(ending(run, |record| record.local = None))
 }
 
 /// Takes away what an operation made that goes no further. Where somebody uses it by now, it stays and is recorded.
@@ -153,12 +133,11 @@ pub(super) fn undo(run: &Run, creation: &LocalAttachment) -> Result<bool, Halt> 
     if volume.record.local.as_ref().is_some_and(|local| local.device.is_some()) {
         return Ok(true);
     }
-    let format = format_of(&volume, &data_of(&volume)?);
     if creation.boot_id != run.shared.settings.clock.boot() {
         devices(run).end_export(run.object).map_err(failed)?;
         return Ok(true);
     }
-    match (format, &creation.exporter) {
+    match (format(&volume), &creation.exporter) {
         (Format::Raw, None) | (_, Some(_)) => {
             let exporter = creation.exporter.clone();
             let find = |data: &LocalData<'_>| devices(run).find(data, exporter.as_ref()).map_err(failed);
@@ -170,7 +149,7 @@ pub(super) fn undo(run: &Run, creation: &LocalAttachment) -> Result<bool, Halt> 
                     log::warn!("the block device of {} stays: {words}", run.object);
                     let object = run.object;
                     let keep = move |batch: &mut Batch<'_>| {
-                        record(batch, object, |present| *present = Some(local.clone()));
+                        edit(batch, object, |record| record.local = Some(local.clone()));
                     };
                     run.store(Arc::new(keep), WhenFull::Wait)?;
                 }
@@ -182,8 +161,8 @@ pub(super) fn undo(run: &Run, creation: &LocalAttachment) -> Result<bool, Halt> 
     Ok(true)
 }
 
-/// Lets the block device of a volume have this size, in bytes; of a raw file that is larger already. Without a device
-/// nothing happens: it will have the size when it is made.
+/// Lets the block device of a volume have this size, in bytes; a raw file has it already, what is exported grows with it.
+/// Without a device nothing happens to it: it will have the size when it is made again.
 pub(super) fn grow_local_device(run: &Run, volume: &Volume, size_bytes: u64) -> Result<(), Halt> {
     match &volume.record.local {
         Some(local) if local.device.is_some() => devices(run).grow(volume.id, local, size_bytes).map_err(failed),

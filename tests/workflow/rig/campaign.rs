@@ -73,6 +73,17 @@ impl Asked {
             Asked::Volume(changes) => Request::Volume { id, changes: changes.clone() },
         }
     }
+
+    /// Whether it is also disturbed by what others ask for meanwhile: of volumes, where an instance is owned too.
+    fn meets_others(&self) -> bool {
+        match self {
+            Asked::Instance(_) => true,
+            Asked::Image(_) => false,
+            Asked::Volume(changes) => {
+                changes.iter().any(|change| matches!(change, VolumeChange::Attach { .. } | VolumeChange::Detach(_)))
+            }
+        }
+    }
 }
 
 /// One operation in one situation.
@@ -192,18 +203,18 @@ pub fn guests_write(life: &Life<'_>) {
 /// The engine of a life, for those who act in the middle of its steps.
 type Slot = Arc<Mutex<Option<Arc<Engine>>>>;
 
-fn act(disturbance: Disturbance, slot: &Slot, marker: &Arc<Mutex<Option<Arc<Wire>>>>, id: Uuid) -> Act {
-    let ask = |changes: Vec<(Vec<InstanceChange>, bool)>| -> Act {
+fn act(disturbance: Disturbance, slot: &Slot, marker: &Arc<Mutex<Option<Arc<Wire>>>>, class: Class, id: Uuid) -> Act {
+    let ask = |changes: Vec<(Request, bool)>| -> Act {
         let (slot, marker) = (slot.clone(), marker.clone());
         Act::Meanwhile(Arc::new(move || {
             let Some(engine) = slot.lock().clone() else { return };
-            for (changes, marks) in &changes {
+            for (request, marks) in &changes {
                 let (answer, answered) = channel();
                 let wire = marker.lock().clone().filter(|_| *marks);
                 engine.submit(Submission {
                     caller: if *marks { alice() } else { root() },
                     file: "state".to_owned(),
-                    request: Request::Instance { id, changes: changes.clone() },
+                    request: request.clone(),
                     wait: Wait::Accepted,
                     done: Box::new(move |result: Result<(), Reason>| {
                         if let (Some(wire), Ok(())) = (&wire, &result) {
@@ -219,16 +230,22 @@ fn act(disturbance: Disturbance, slot: &Slot, marker: &Arc<Mutex<Option<Arc<Wire
             }
         }))
     };
+    // Of a volume's operation the instance that it owns beside it.
+    let owned = if class == Class::Volume { super::table::HOLDER } else { id };
+    let of_instance = |change: InstanceChange| Request::Instance { id: owned, changes: vec![change] };
     match disturbance {
         Disturbance::Death(moment) => Act::Die(moment),
         Disturbance::Failure(failure) => Act::Fail(failure),
-        Disturbance::Lock => ask(vec![(vec![InstanceChange::Locked(true)], true)]),
-        Disturbance::Cancel => ask(vec![(vec![InstanceChange::ResetState], false)]),
+        Disturbance::Lock if class == Class::Volume => {
+            ask(vec![(Request::Volume { id, changes: vec![VolumeChange::Locked(true)] }, true)])
+        }
+        Disturbance::Lock => ask(vec![(of_instance(InstanceChange::Locked(true)), true)]),
+        Disturbance::Cancel => ask(vec![(of_instance(InstanceChange::ResetState), false)]),
         Disturbance::Others => ask(Word::REQUESTS
             .into_iter()
             .map(InstanceChange::State)
             .chain([InstanceChange::RebootHard, InstanceChange::RebootSoft, InstanceChange::Vcpus(7)])
-            .map(|change| (vec![change], false))
+            .map(|change| (of_instance(change), false))
             .collect()),
     }
 }
@@ -242,7 +259,7 @@ fn disturbed<T>(
     then: impl FnOnce(&Life<'_>, Option<Result<(), Reason>>) -> T,
 ) -> (Vec<Step>, Option<T>) {
     let (slot, marker) = (Slot::default(), Arc::new(Mutex::new(None)));
-    let plan = disturbances.iter().map(|(at, what)| (*at, act(*what, &slot, &marker, bed.id))).collect();
+    let plan = disturbances.iter().map(|(at, what)| (*at, act(*what, &slot, &marker, class, bed.id))).collect();
     let wire = Wire::new(plan);
     *marker.lock() = Some(wire.clone());
     let life = live(&bed.world, &bed.disks, &wire);
@@ -328,7 +345,7 @@ fn run(case: &Case, reference: &Reference, point: &Point) -> Run {
 /// What nobody does to a locked instance.
 fn is_destruction(step: &Step) -> bool {
     match step.kind {
-        Kind::Hypervisor => ["undefine", "power_off", "shutdown", "reboot"].contains(&step.call),
+        Kind::Hypervisor => ["undefine", "power_off", "shutdown", "reboot", "detach_disk"].contains(&step.call),
         Kind::Block => step.call == "remove",
         Kind::Commit => false,
     }
@@ -433,6 +450,11 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
     {
         life.change(&alice(), bed.id, InstanceChange::Locked(false)).unwrap();
     }
+    if let Some(volume) = life.inventory.volume(bed.id)
+        && volume.record.protection.lock.is_some()
+    {
+        life.change_volume(&alice(), bed.id, VolumeChange::Locked(false)).unwrap();
+    }
     until("the hypervisor is back", || life.inventory.health().hypervisor.unreachable().is_none());
     let deadline = Instant::now() + SHOWN;
     let result = loop {
@@ -475,14 +497,14 @@ fn failures(kind: Kind) -> Vec<Failure> {
 const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
 
 /// The first disturbances: each kind at each step.
-fn beginnings(reference: &Reference, class: Class) -> Vec<(usize, Disturbance)> {
+fn beginnings(reference: &Reference, meets_others: bool) -> Vec<(usize, Disturbance)> {
     let mut all = Vec::new();
     for (index, step) in reference.steps.iter().enumerate() {
         let at = index + 1;
         all.extend(MOMENTS.map(|moment| (at, Disturbance::Death(moment))));
         all.extend(failures(step.kind).into_iter().map(|failure| (at, Disturbance::Failure(failure))));
         // The first commit is the claim: before it nothing runs that anybody could meet.
-        if at > 1 && class == Class::Instance {
+        if at > 1 && meets_others {
             all.extend([Disturbance::Lock, Disturbance::Cancel, Disturbance::Others].map(|what| (at, what)));
         }
     }
@@ -543,7 +565,7 @@ pub fn campaign(name: &'static str, cases: &[Case]) {
     for case in cases {
         let reference = reference(case, super::table::row);
         assert_eq!(reference.row, name, "the case is in another row's place");
-        let beginnings = beginnings(&reference, case.asked.class());
+        let beginnings = beginnings(&reference, case.asked.meets_others());
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..WORKERS {

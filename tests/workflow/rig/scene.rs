@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use instancefs::hypervisor::definition::Definition;
 use instancefs::inventory::{Image, Instance, Object, Volume};
 use instancefs::model::Class;
 use instancefs::model::task::TaskState;
@@ -185,10 +186,11 @@ fn guests(life: &Life<'_>) -> Vec<Value> {
 fn domain(guest: &Value, counts_boots: bool) -> String {
     let domain = &guest["domain"];
     let xml = guest["xml"].as_str().unwrap_or_default();
-    let definition = instancefs::hypervisor::definition::Definition::parse(xml).expect("a definition");
+    let definition = Definition::parse(xml).expect("a definition");
     let word = |key: &str| domain[key].to_string();
+    let live = guest["live_xml"].as_str().map(|xml| disks(&Definition::parse(xml).expect("a definition")));
     format!(
-        "{} {} {} saved {} persistent {} autostart {} boots {} {:?} vcpus {:?} bytes",
+        "{} {} {} saved {} persistent {} autostart {} boots {} {:?} vcpus {:?} bytes, disks {:?}, live {live:?}",
         word("uuid"),
         word("name"),
         word("power"),
@@ -197,8 +199,14 @@ fn domain(guest: &Value, counts_boots: bool) -> String {
         word("autostart"),
         if counts_boots { &guest["boots"] } else { &Value::Null },
         definition.vcpus,
-        definition.memory_bytes
+        definition.memory_bytes,
+        disks(&definition),
     )
+}
+
+/// The devices of a definition; where they lie is another place in each world.
+fn disks(definition: &Definition) -> Vec<String> {
+    definition.disks.iter().map(|disk| disk.device.clone()).collect()
 }
 
 /// What is no object's: the store's, the host's, logs, and the directories for them.
@@ -248,6 +256,7 @@ pub fn is_at_rest(life: &Life<'_>, disks: &FileDisks, condemned: Option<Uuid>) {
         }
     }
     check_shelf(life);
+    check_attachments(life);
     for image in life.inventory.images() {
         assert_eq!((&image.task, image.record.operation), (&None, None), "a claim stays");
     }
@@ -258,6 +267,22 @@ pub fn is_at_rest(life: &Life<'_>, disks: &FileDisks, condemned: Option<Uuid>) {
         let id = guest["domain"]["uuid"].as_str().expect("a uuid").to_owned();
         assert!(known.contains(&id), "the domain {id} is nobody's");
     }
+}
+
+/// Who has which volume is the same from both sides, and no volume is owned.
+fn check_attachments(life: &Life<'_>) {
+    let mut of_volumes = BTreeSet::new();
+    for volume in life.inventory.volumes() {
+        assert_eq!((&volume.task, volume.record.operation), (&None, None), "a claim stays");
+        let attachments = volume.record.attached_to();
+        of_volumes.extend(attachments.map(|(instance, attachment)| (instance, attachment.device.clone(), volume.id)));
+    }
+    let mut of_instances = BTreeSet::new();
+    for instance in life.inventory.instances() {
+        let volumes = instance.record.volumes.iter();
+        of_instances.extend(volumes.map(|(device, entry)| (instance.id, device.to_owned(), entry.value)));
+    }
+    assert_eq!(of_volumes, of_instances, "the records differ");
 }
 
 /// Each copy on the shelf is recorded, and each recorded one that may be needed is there.
@@ -302,7 +327,9 @@ fn agree(life: &Life<'_>, object: &Object) {
         Object::Volume(volume) => volume.record.last_task,
         Object::Task(_) | Object::Flavor(_) | Object::Transfer(_) | Object::Backend(_) => None,
     };
-    let Some(task) = task.and_then(|task| life.inventory.task(task)) else { return };
+    // Of an operation on one of its volumes, that volume tells.
+    let task = task.and_then(|task| life.inventory.task(task)).filter(|task| task.record.object == object.id());
+    let Some(task) = task else { return };
     let error = object.errors().and_then(|errors| errors.last());
     match task.record.state {
         TaskState::Failure => {

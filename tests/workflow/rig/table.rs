@@ -1,11 +1,13 @@
 //! The table of cases: one row for each operation. A new operation does not compile without one.
 
+use instancefs::model::Class;
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::Operation;
-use instancefs::model::volume::VolumeOperation;
 use instancefs::model::volume::change::VolumeChange;
+use instancefs::model::volume::{self, VolumeOperation};
+use instancefs::workflow::request::Request;
 use uuid::Uuid;
 
 use super::campaign::{Asked, Case, STOP_TIMEOUT, campaign, guests_write};
@@ -127,8 +129,16 @@ table! {
     }];
     volume_create: Operation::Volume(VolumeOperation::Create) => [];
     volume_extend: Operation::Volume(VolumeOperation::Extend { .. }) => [];
-    volume_attach: Operation::Volume(VolumeOperation::Attach { .. }) => [];
-    volume_detach: Operation::Volume(VolumeOperation::Detach { .. }) => [];
+    volume_attach: Operation::Volume(VolumeOperation::Attach { .. }) => [
+        case_of_volume(available_beside_stopped, attach(), ("available", "in_use")),
+        case_of_volume(available_beside_running, attach(), ("available", "in_use")),
+        case_of_volume(available_beside_draft, attach(), ("available", "in_use")),
+    ];
+    volume_detach: Operation::Volume(VolumeOperation::Detach { .. }) => [
+        Case { between: in_one_definition, ..case_of_volume(attached_to_stopped, detach(), ("in_use", "available")) },
+        Case { between: in_one_definition, ..case_of_volume(attached_to_running, detach(), ("in_use", "available")) },
+        case_of_volume(attached_to_draft, detach(), ("in_use", "available")),
+    ];
     volume_attach_locally: Operation::Volume(VolumeOperation::AttachLocally) => [
         case_of_volume(raw_volume, VolumeChange::LocalAttach(true), ("available", "in_use")),
         case_of_volume(qcow2_volume, VolumeChange::LocalAttach(true), ("available", "in_use")),
@@ -176,8 +186,20 @@ fn case_of_image(setup: fn(&Life<'_>) -> Uuid, state: image::State, states: (&'s
 }
 
 fn case_of_volume(setup: fn(&Life<'_>) -> Uuid, change: VolumeChange, states: (&'static str, &'static str)) -> Case {
-    let case = case_of_image(setup, image::State::Active, states);
-    Case { asked: Asked::Volume(vec![change]), ..case }
+    Case { asked: Asked::Volume(vec![change]), ..case(setup, [], states, (0, 0)) }
+}
+
+fn attach() -> VolumeChange {
+    VolumeChange::Attach { instance: HOLDER, device: None }
+}
+
+fn detach() -> VolumeChange {
+    VolumeChange::Detach(None)
+}
+
+/// The guest has let it go, and the definition has it still, which says that it is attached.
+fn in_one_definition(before: &Scene, now: &Scene) -> bool {
+    now.state == before.state && now.record == before.record && now.keeps(before)
 }
 
 /// It is still to be a device of the host; some of what makes it one is gone, and nothing else.
@@ -242,6 +264,58 @@ fn new_hardware() -> Vec<InstanceChange> {
         InstanceChange::RootDiskBytes(2 << 30),
         InstanceChange::Autostart(true),
     ]
+}
+
+/// The instance of the cases of attaching and detaching.
+pub const HOLDER: Uuid = Uuid::from_u128(0x0401_de12);
+
+fn holder(life: &Life<'_>, state: Option<State>) {
+    life.ask(&alice(), Request::MakeDraft { class: Class::Instance, id: HOLDER }).unwrap();
+    life.change(&alice(), HOLDER, InstanceChange::Image(life.world.image)).unwrap();
+    if let Some(state) = state {
+        life.state(HOLDER, state).unwrap();
+    }
+}
+
+fn available(life: &Life<'_>) -> Uuid {
+    let id = Uuid::new_v4();
+    life.ask(&alice(), Request::MakeDraft { class: Class::Volume, id }).unwrap();
+    life.change_volume(&alice(), id, VolumeChange::SizeBytes(1 << 30)).unwrap();
+    let state = VolumeChange::State(volume::Word::State(volume::State::Available));
+    life.change_volume(&alice(), id, state).unwrap();
+    id
+}
+
+fn available_beside_stopped(life: &Life<'_>) -> Uuid {
+    holder(life, Some(State::Stopped));
+    available(life)
+}
+
+fn available_beside_running(life: &Life<'_>) -> Uuid {
+    holder(life, Some(State::Active));
+    available(life)
+}
+
+fn available_beside_draft(life: &Life<'_>) -> Uuid {
+    holder(life, None);
+    available(life)
+}
+
+fn attached(life: &Life<'_>, id: Uuid) -> Uuid {
+    life.change_volume(&alice(), id, attach()).unwrap();
+    id
+}
+
+fn attached_to_stopped(life: &Life<'_>) -> Uuid {
+    attached(life, available_beside_stopped(life))
+}
+
+fn attached_to_running(life: &Life<'_>) -> Uuid {
+    attached(life, available_beside_running(life))
+}
+
+fn attached_to_draft(life: &Life<'_>) -> Uuid {
+    attached(life, available_beside_draft(life))
 }
 
 fn pristine(life: &Life<'_>) -> Uuid {

@@ -251,8 +251,14 @@ impl BlockBackend for WiredBlock {
     fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
         self.call("adopt", || self.inner.adopt(reference, claimed))
     }
-    fn source(&self, data: &VolumeData) -> Result<DiskSource, BlockError> {
+    fn source(&self, data: &VolumeData) -> DiskSource {
         self.inner.source(data)
+    }
+    fn prepare(&self, data: &VolumeData) -> Result<(), BlockError> {
+        self.call("prepare", || self.inner.prepare(data))
+    }
+    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
+        self.call("open_data", || self.inner.open_data(data))
     }
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
         self.call("holder", || self.inner.holder(data))
