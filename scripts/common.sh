@@ -7,6 +7,9 @@ RUST_MINIMUM=1.88
 top=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034 # for those who source this
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/instancefs
+# Tools of the tests' long form that Debian has not.
+# shellcheck disable=SC2034 # for those who source this
+tools=$cache/tools
 
 # mkfs.vfat and others, which an ordinary user's PATH lacks on Debian.
 PATH=$PATH:/usr/sbin:/sbin

@@ -14,6 +14,8 @@ mod shelf;
 mod support;
 #[path = "guest/undefined.rs"]
 mod undefined;
+#[path = "guest/volume.rs"]
+mod volume;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -315,7 +315,7 @@ fn after_a_restart_of_the_host_the_devices_are_there_again() {
         !fs::read_to_string(format!("/proc/{exporter}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     });
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot");
-    let store = host.daemon.state_directory().join("store.sqlite");
+    let store = host.daemon.state_directory().join("instancefs.db");
     let command = format!(
         "sqlite3 {} \"update record set value = cast(replace(cast(value as text), '{}', 'another-boot') as blob) \
          where key like 'volumes/%'; select changes()\"",
@@ -336,6 +336,26 @@ fn after_a_restart_of_the_host_the_devices_are_there_again() {
 }
 
 #[test]
+fn the_example_makes_formats_mounts_and_takes_away_with_any_settle_window() {
+    for options in [&[][..], &["--settle", "0s"]] {
+        let host = Host { daemon: Daemon::start(options) };
+        let program = Path::new(env!("CARGO_BIN_EXE_instancefs")).parent().expect("a directory");
+        let path = format!("{}:{}", program.display(), std::env::var("PATH").expect("a path"));
+        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-examples/local-attach"))
+            .args(["int32bit-test-local-attach", "64M"])
+            .arg(host.mountpoint())
+            .env("INSTANCEFS", host.daemon.root())
+            .env("PATH", path)
+            .output()
+            .expect("the example runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{options:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("int32bit-test-local-attach is /dev/loop") && said.contains("lost+found"), "{said}");
+        assert!(host.loops().is_empty());
+    }
+}
+
+#[test]
 fn without_the_program_that_exports_a_qcow2_volume_is_refused_with_what_to_install() {
     let mut host = Host::new();
     let id = host.volume("qcow2");
@@ -344,7 +364,7 @@ fn without_the_program_that_exports_a_qcow2_volume_is_refused_with_what_to_insta
     let programs = host.daemon.scratch().join("programs");
     fs::create_dir(&programs).expect("a directory");
     shell(&format!(
-        "for d in ${{PATH//:/ }}; do for p in $d/*; do ln -sfn $p {0}/; done; done; rm -f {0}/qemu-storage-daemon",
+        "shopt -s nullglob; for d in ${{PATH//:/ }}; do ln -sf -t {0} $d/*; done; rm -f {0}/qemu-storage-daemon",
         programs.display()
     ));
     host.daemon.spawn_with(&[("PATH", programs.to_str().expect("text"))]);

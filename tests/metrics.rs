@@ -100,6 +100,12 @@ fn what_prometheus_reads_is_valid_and_whole_by_cat_and_by_cp() {
     for part in ["hypervisor", "store", "directory", "announcer"] {
         assert_eq!(samples[&format!("instancefs_part_up{{part=\"{part}\"}}")], 1.0, "{part}");
     }
+    for series in ["instancefs_backend_size_bytes", "instancefs_backend_free_bytes"] {
+        wait_until(series, || {
+            read(&daemon).get(&format!("{series}{{backend=\"directory\"}}")).is_some_and(|bytes| *bytes > 0.0)
+        });
+    }
+    let samples = read(&daemon);
     let cat = Command::new("cat").arg(daemon.path("metrics")).output().expect("cat runs");
     assert!(cat.status.success());
     let copy = daemon.scratch().join("instancefs.prom");

@@ -80,8 +80,15 @@ impl Service {
         self.socket.set_nonblocking(true).expect("no waiting");
         while self.socket.recv(&mut [0; 4096]).is_ok() {}
         self.socket.set_nonblocking(false).expect("waiting");
-        let _on_its_way = self.hears_within(watchdog / 4);
-        assert_eq!(self.hears_within(watchdog * 2), None);
+        let mut end = Instant::now() + watchdog * 2;
+        let mut late = 0;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if self.hears_within(left).is_some_and(|message| message.contains("WATCHDOG=1")) {
+                late += 1;
+                end = Instant::now() + watchdog * 2;
+            }
+            assert!(late <= 1, "only one could be on its way");
+        }
     }
 
     fn answers(&self) -> bool {
@@ -156,12 +163,24 @@ fn the_manager_hears_ready_when_the_tree_answers_and_stopping_at_the_end() {
     let first = service.hears_within(DEADLINE).expect("a message");
     assert!(service.answers(), "the tree answers before anything else is said");
     assert!(first.lines().any(|line| line == "READY=1"), "{first}");
-    let status = format!("STATUS={}: 0 instances; ", service.root().display());
+    let status = format!("STATUS={}: instances 0; ", service.root().display());
     assert!(first.lines().any(|line| line.starts_with(&status)), "{first}");
     signal(service.pid(), libc::SIGTERM);
-    let last = service.hears_within(DEADLINE).expect("a message");
-    assert!(last.lines().any(|line| line == "STOPPING=1"), "nothing comes between, without a watchdog: {last}");
+    service.hears("STOPPING=1");
     assert!(service.end());
+}
+
+#[test]
+fn the_status_follows_what_happens_also_without_a_watchdog() {
+    let service = Service::start(None, &[]);
+    let says = |status: &str| service.hears(&format!("STATUS={}: {status}", service.root().display()));
+    // The announcer starts after the tree answers.
+    says("instances 0; all parts ok");
+    let draft = service.root().join("instances/5b0d4a52-9a41-4c55-9a7c-1d1f8e0f8f11");
+    fs::create_dir(&draft).expect("a draft");
+    says("instances 1; all parts ok");
+    fs::remove_dir(&draft).expect("it is discarded");
+    says("instances 0; all parts ok");
 }
 
 #[test]
@@ -176,8 +195,7 @@ fn the_watchdog_is_fed_as_long_as_the_engine_works_and_no_longer() {
     service.falls_silent(watchdog);
     assert!(service.answers(), "the rest of the daemon lives");
     drop(held);
-    let alive = service.hears("WATCHDOG=1");
-    assert!(alive.contains("STATUS="), "{alive}");
+    service.hears("WATCHDOG=1");
     signal(service.pid(), libc::SIGTERM);
     service.hears("STOPPING=1");
     assert!(service.end());

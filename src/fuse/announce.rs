@@ -116,9 +116,11 @@ impl Publisher {
                 Change::Object { old: Some(old), new: None } => {
                     edge.versions.forget_object(old.number());
                     edge.pollers.wake_object(old.number());
+                    edge.told.forget(old.number());
                 }
                 Change::Object { old: Some(old), new: Some(new) } if admission(old) != admission(new) => {
                     edge.rights_changed(new.number());
+                    edge.told.told(new.number(), admission(new));
                 }
                 Change::Object { .. }
                 | Change::Health

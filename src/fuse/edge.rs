@@ -15,6 +15,7 @@ use super::handle::{Handle, Handles, Purpose};
 use super::inode;
 use super::pool::Pool;
 use super::queue::Queue;
+use super::told::Told;
 use super::watch::{Pollers, Versions};
 use crate::image::extent::{Find, find};
 use crate::model::Class;
@@ -48,6 +49,8 @@ pub struct Edge {
     pub versions: Versions,
     /// Who polls.
     pub pollers: Pollers,
+    /// What the kernel was told of rights.
+    pub told: Told,
     /// What is to be announced.
     pub queue: Arc<Queue>,
     /// Who asks.
@@ -306,7 +309,14 @@ impl Edge {
             Ok(()) => {
                 writer.wrote();
                 edge.admitted(governed, &before);
-                reply.written(count);
+                match governed.object_number() {
+                    Some(number) if edge.interface.admission(governed) != before => {
+                        let interface = edge.interface.clone();
+                        let answer = Box::new(move || reply.written(count));
+                        edge.told.after(number, || interface.admission(governed), answer);
+                    }
+                    Some(_) | None => reply.written(count),
+                }
             }
             Err(reason) => reply.error(errno(&reason)),
         });

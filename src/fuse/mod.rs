@@ -25,6 +25,7 @@ mod job;
 mod pool;
 mod published;
 mod queue;
+mod told;
 mod watch;
 
 use std::io;
@@ -49,6 +50,7 @@ use self::filesystem::Frontend;
 use self::handle::Handles;
 use self::pool::Pool;
 use self::queue::Queue;
+use self::told::Told;
 use self::watch::{Pollers, Versions};
 use crate::inventory::Change;
 use crate::inventory::metrics::Backlog;
@@ -111,6 +113,7 @@ impl Mount {
             handles: Handles::new(),
             versions: Versions::default(),
             pollers: Pollers::default(),
+            told: Told::default(),
             queue: queue.clone(),
             callers: Callers::new(options.privilege),
             pool: Pool::start()?,

@@ -182,13 +182,19 @@ instancefs: the virtual machines of this host as files.
   mv trash/$u instances/$u                        back again; trash/$u/expires_at says until when
   echo deleted > trash/$u/state                   gone for good, with the disks that instancefs made for it
 
+  ln -s ../../../volumes/$v instances/$u/volumes/vdb   gives a volume to an instance, live if that runs
+  echo 1 > volumes/$v/detach                      takes it away again
+  mkdir volumes/$v/snapshots/before               keeps its present content; deleted written to its state deletes that
+  echo gift > volumes/$v/transfer                 offers it: to whoever writes the key of transfers/$t to its accept
+
   echo 1 > instances/$u/last_task/cancel          gives up what runs on it, and undoes what that did
 
 A value is one line. One write is one command; writing what is already true succeeds and changes nothing.
 rm, rmdir and the like never delete a machine. Every change raises inotify and poll events.
 Moves that mean something: an object into trash/ and back (also from by-name/), a link in by-state/ to another state, a
 name in by-name/ to another name. Every other one is refused.
-Making one: mkdir instances/$(uuidgen), write image, memory_bytes, ... and then active to state.
+Making one: mkdir instances/$(uuidgen), write image, memory_bytes, ... and then active to state; a volume likewise, with
+size_bytes or created_from, and available.
 ";
 
 /// The content of `health`.

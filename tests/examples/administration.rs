@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use uuid::Uuid;
+
 use crate::stage::{Stage, twice};
 use crate::support::wait_until;
 
@@ -27,6 +29,23 @@ fn maintenance_locks_what_runs_and_opens_exactly_that_again() {
         stage.succeeds(&mut maintenance(&["end"]));
         assert_eq!([one, other, theirs, off].map(|id| stage.read(id, "locked")), ["0", "0", "1", "0"]);
         assert_eq!(stage.read(one, "locked_reason"), "");
+    });
+}
+
+#[test]
+fn an_instance_is_made_once_however_often_it_is_asked_for() {
+    twice(|stage| {
+        let image = stage.daemon.image().to_string();
+        let ensure = || stage.succeeds(stage.example("ensure-instance").args(["web1", &image, "512M"]));
+        let id: Uuid = ensure().trim().parse().expect("it says the uuid");
+        assert_eq!((stage.read(id, "state"), stage.read(id, "memory_bytes")), ("active".into(), "536870912".into()));
+        let quiet = stage.events();
+        assert_eq!(ensure().trim(), id.to_string());
+        assert_eq!(stage.events(), quiet, "the second time changes nothing");
+        stage.host_does("stop", id);
+        stage.daemon.wait_state(id, "stopped");
+        ensure();
+        assert_eq!(stage.read(id, "state"), "active");
     });
 }
 

@@ -66,7 +66,10 @@ fn ansible_sets_what_differs() {
         let scene = Scene::on(stage);
         let play = || {
             let mut command = stage.command("ansible-playbook");
-            command.env("ANSIBLE_LOCALHOST_WARNING", "false").env("ANSIBLE_NOCOLOR", "1");
+            command
+                .env("ANSIBLE_LOCALHOST_WARNING", "false")
+                .env("ANSIBLE_NOCOLOR", "1")
+                .env("ANSIBLE_PIPELINING", "1");
             command.args(["-i", "localhost,", "-e", &format!("tree={}", stage.root())]);
             stage.succeeds(command.arg(examples().join("ansible/settings.yml")))
         };
@@ -74,6 +77,34 @@ fn ansible_sets_what_differs() {
         // The uuid that Ansible's to_uuid makes of the name.
         let drafts = stage.daemon.read("summary/instances").lines().filter(|line| line.contains("\tdraft\t")).count();
         assert_eq!(drafts, 1);
+    });
+}
+
+#[test]
+fn ansible_makes_an_instance_and_runs_it() {
+    twice(|stage| {
+        let image = stage.daemon.image();
+        let inventory = stage.daemon.scratch().join("inventory");
+        std::fs::write(&inventory, "[hypervisors]\nlocalhost ansible_connection=local\n").expect("written");
+        let file = stage.edited("instance.yml", &[("/vm", &stage.root()), ("become: true", "become: false")]);
+        let play = || {
+            let mut command = stage.command("ansible-playbook");
+            command
+                .env("ANSIBLE_NOCOLOR", "1")
+                .env("ANSIBLE_PIPELINING", "1")
+                .arg("-i")
+                .arg(&inventory)
+                .args(["-e", &format!("image={image}")]);
+            stage.succeeds(command.arg(&file))
+        };
+        let said = play();
+        assert!(!said.contains("changed=0"), "{said}");
+        let line = stage.daemon.read("summary/instances");
+        assert!(line.contains("\tweb1\tactive\t\t0\t1\t"), "{line}");
+        let quiet = stage.events();
+        let said = play();
+        assert!(said.contains("changed=0"), "{said}");
+        assert_eq!(stage.events(), quiet, "nor does it try");
     });
 }
 

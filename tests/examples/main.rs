@@ -3,6 +3,7 @@
 mod administration;
 mod configuration;
 mod editing;
+mod giving;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;

@@ -95,11 +95,6 @@ impl Stage {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
     }
 
-    /// What such a program wrote.
-    pub fn out(&self, name: &str) -> String {
-        fs::read_to_string(self.directory("out").join(name)).unwrap_or_default()
-    }
-
     /// An example as it lies there.
     pub fn example(&self, name: &str) -> Command {
         self.command(examples().join(name))

@@ -45,9 +45,8 @@ fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn(&mu
     block.create_data(&new, &|_| Ok(())).unwrap();
     life.ledger
         .transact(|batch| {
-            let ownership = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };
-            let mut record =
-                VolumeRecord::new(batch.next_number(), "data".to_owned(), ownership, data.backend.clone(), 1);
+            let owner = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };
+            let mut record = VolumeRecord::new(batch.next_number(), "data".to_owned(), owner, "memory".to_owned(), 1);
             record.size_bytes = 1 << 30;
             record.disk_format = Some(format);
             record.data = Some(VolumeData::Ours(data.clone()));

@@ -57,7 +57,7 @@ impl TestDevices {
 
     fn found(&self, volume: Uuid) -> Option<LocalDevice> {
         let device = self.device_file(volume);
-        device.exists().then(|| LocalDevice { device, backing: Backing { device: 1, inode: 2 } })
+        device.exists().then_some(LocalDevice { device, backing: Backing { device: 1, inode: 2 } })
     }
 }
 
@@ -68,7 +68,7 @@ impl LocalDevices for TestDevices {
 
     fn exporter(&self, volume: Uuid) -> Result<Option<Exporter>, LocalError> {
         let mountpoint = self.exporter_file(volume);
-        Ok(mountpoint.exists().then(|| Exporter { pid: 1, started_at: 1, mountpoint }))
+        Ok(mountpoint.exists().then_some(Exporter { pid: 1, started_at: 1, mountpoint }))
     }
 
     fn export(&self, data: &LocalData<'_>) -> Result<Exporter, LocalError> {

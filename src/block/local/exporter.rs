@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -30,6 +30,9 @@ pub(super) const PROGRAM: &str = "qemu-storage-daemon";
 const DISK: &str = "disk";
 /// Its process id, which it keeps locked.
 const PID: &str = "pid";
+
+/// Measured: reading a large file from end to end takes half of the time that the kernel's own 128 KiB do.
+const READ_AHEAD_KIB: &str = "4096";
 
 /// How long what a guest wrote may take to be written when it ends.
 const ENDING: Duration = Duration::from_secs(60);
@@ -58,6 +61,18 @@ pub(super) fn find(directory: &Path) -> io::Result<Option<Exporter>> {
     let Ok(pid) = text.trim().parse() else { return Ok(None) };
     let Some(started_at) = process::started_at(pid) else { return Ok(None) };
     Ok(Some(Exporter { pid, started_at, mountpoint: mountpoint(directory) }))
+}
+
+/// Has the kernel read ahead in what an exporter shows as far as that pays: the exporter takes one request at a time.
+pub(super) fn read_ahead(disk: &File) {
+    let set = |metadata: fs::Metadata| {
+        let device = metadata.dev();
+        let place = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
+        fs::write(place, READ_AHEAD_KIB)
+    };
+    if let Err(error) = disk.metadata().and_then(set) {
+        log::debug!("what is exported is read ahead as little as anything else: {error}");
+    }
 }
 
 /// Whether another process holds a lock on it. QEMU locks by open file description.

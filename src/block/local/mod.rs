@@ -272,6 +272,9 @@ impl LocalDevices for HostDevices {
             return Ok(found);
         }
         let file = self.open_backing(data, exporter)?;
+        if exporter.is_some() {
+            exporter::read_ahead(&file);
+        }
         let control = LocalError::at(Path::new(loop_device::CONTROL));
         let backing = loop_device::backing_of(&file).map_err(&control)?;
         let access = match exporter {

@@ -94,10 +94,11 @@ pub(super) fn data(volume: &Volume) -> Result<&VolumeData, Halt> {
 
 /// The format of its bytes.
 pub(super) fn format(volume: &Volume) -> Format {
-    match (&volume.record.data, volume.record.disk_format) {
-        (Some(VolumeData::Ours(data)), _) => data.format,
+    match &volume.record.data {
+        Some(VolumeData::Ours(data)) => data.format,
+        Some(VolumeData::Existing(data)) => data.format,
         // What is not known to be anything else is never read as anything else.
-        (Some(VolumeData::Existing(_)) | None, format) => format.unwrap_or(Format::Raw),
+        None => volume.record.disk_format.unwrap_or(Format::Raw),
     }
 }
 
