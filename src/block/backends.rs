@@ -61,10 +61,7 @@ impl Backends {
 
     /// The one that keeps this data.
     pub fn of(&self, data: &VolumeData) -> Option<&Arc<dyn BlockBackend>> {
-        match data {
-            VolumeData::Ours(record) => self.named(&record.backend),
-            VolumeData::Existing(existing) => self.named(&existing.backend),
-        }
+        self.named(data.backend())
     }
 
     /// All of them, by name.

@@ -202,8 +202,8 @@ impl BlockBackend for Disks {
         self.volumes.plan(self.name(), new)
     }
 
-    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.volumes.create(self.name(), new)
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
+        self.volumes.create(self.name(), new, watch)
     }
 
     fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use instancefs::block::{
-    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeData,
+    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeData, Watch,
 };
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -17,11 +19,24 @@ pub struct VolumeFiles {
     pub made_by: Mutex<BTreeMap<String, Uuid>>,
     /// Why growing fails, if it is to.
     pub grow_fails: Mutex<bool>,
+    /// Making data fails half-way.
+    pub create_fails: Mutex<bool>,
+    /// Removing data fails.
+    pub remove_fails: Mutex<bool>,
+    /// Making data takes until this is over.
+    pub holds: Mutex<bool>,
 }
 
 impl VolumeFiles {
     pub fn new(directory: PathBuf) -> VolumeFiles {
-        VolumeFiles { directory, made_by: Mutex::default(), grow_fails: Mutex::default() }
+        VolumeFiles {
+            directory,
+            made_by: Mutex::default(),
+            grow_fails: Mutex::default(),
+            create_fails: Mutex::default(),
+            remove_fails: Mutex::default(),
+            holds: Mutex::default(),
+        }
     }
 
     pub fn plan(&self, backend: &str, new: &NewData<'_>) -> DataRecord {
@@ -34,13 +49,20 @@ impl VolumeFiles {
         }
     }
 
-    pub fn create(&self, backend: &str, new: &NewData<'_>) -> Result<Examined, BlockError> {
+    pub fn create(&self, backend: &str, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
         let record = self.plan(backend, new);
         let made = Examined { size_bytes: new.size_bytes, format: record.format };
         match self.made_by.lock().get(&record.reference) {
             Some(operation) if *operation == record.operation => return Ok(made),
             Some(_) => return Err(BlockError::Exists(record.reference)),
             None => {}
+        }
+        while *self.holds.lock() {
+            watch(42)?;
+            thread::sleep(Duration::from_millis(2));
+        }
+        if *self.create_fails.lock() {
+            return Err(BlockError::NoSpace("the volumes' place".to_owned()));
         }
         let content = match new.source {
             Source::Empty => String::new(),
@@ -58,6 +80,9 @@ impl VolumeFiles {
     }
 
     pub fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
+        if *self.remove_fails.lock() {
+            return Err(BlockError::Failed("a test wants it so".to_owned()));
+        }
         let made_by = self.made_by.lock().get(&record.reference).copied();
         match made_by {
             None => Ok(()),
@@ -126,11 +151,17 @@ impl VolumeFiles {
         fs::File::open(self.path(data)).map_err(failed)
     }
 
-    fn path(&self, data: &VolumeData) -> PathBuf {
+    /// Where the data lies.
+    pub fn path(&self, data: &VolumeData) -> PathBuf {
         match data {
             VolumeData::Ours(record) => self.directory.join(&record.reference),
             VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
         }
+    }
+
+    /// What there is, by reference.
+    pub fn references(&self) -> BTreeMap<String, Uuid> {
+        self.made_by.lock().clone()
     }
 
     /// What follows the first line.

@@ -465,6 +465,8 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
             Err(Reason::StoppedOnly | Reason::InUse(_) | Reason::Unreachable(_)) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(20));
             }
+            // Named things are not made or removed twice.
+            Err(Reason::Exists | Reason::NotFound(_)) if bed.scene(life, class) == reference.after => break Ok(()),
             result => break result,
         }
     };

@@ -80,10 +80,10 @@ impl Store for MemoryStore {
 pub struct FileDisks {
     directory: PathBuf,
     made_by: Mutex<BTreeMap<String, Uuid>>,
-    volumes: VolumeFiles,
+    pub volumes: VolumeFiles,
 }
 
-const BACKEND: &str = "files";
+const BACKEND: &str = "memory";
 
 impl FileDisks {
     pub fn new(directory: PathBuf) -> FileDisks {
@@ -220,8 +220,8 @@ impl BlockBackend for FileDisks {
         self.volumes.plan(self.name(), new)
     }
 
-    fn create_data(&self, new: &NewData<'_>, _watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.volumes.create(self.name(), new)
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
+        self.volumes.create(self.name(), new, watch)
     }
 
     fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {

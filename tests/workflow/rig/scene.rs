@@ -9,6 +9,7 @@ use instancefs::hypervisor::definition::Definition;
 use instancefs::inventory::{Image, Instance, Object, Volume};
 use instancefs::model::Class;
 use instancefs::model::task::TaskState;
+use instancefs::model::volume::record::VolumeData;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -76,7 +77,7 @@ impl Scene {
             files.retain(|path, _| !path.contains("/.instancefs-kept/"));
         }
         // Places for what is kept are no leftovers.
-        files.retain(|path, _| !["disks/", "shelf/", "devices/"].contains(&path.as_str()));
+        files.retain(|path, _| !["disks/", "shelf/", "devices/", "volumes/"].contains(&path.as_str()));
         let files = files.into_iter().map(|(path, content)| (words.plain(&path), words.plain(&content)));
         Scene {
             state,
@@ -263,6 +264,7 @@ pub fn is_at_rest(life: &Life<'_>, disks: &FileDisks, condemned: Option<Uuid>) {
     for volume in life.inventory.volumes() {
         assert_eq!((&volume.task, volume.record.operation), (&None, None), "a claim stays");
     }
+    check_volumes(life, disks);
     for guest in guests(life) {
         let id = guest["domain"]["uuid"].as_str().expect("a uuid").to_owned();
         assert!(known.contains(&id), "the domain {id} is nobody's");
@@ -283,6 +285,24 @@ fn check_attachments(life: &Life<'_>) {
         of_instances.extend(volumes.map(|(device, entry)| (instance.id, device.to_owned(), entry.value)));
     }
     assert_eq!(of_volumes, of_instances, "the records differ");
+}
+
+/// All data that was made is recorded, and that of a volume which nobody wants to remove is there.
+fn check_volumes(life: &Life<'_>, disks: &FileDisks) {
+    let made = disks.volumes.references();
+    let mut recorded = BTreeSet::new();
+    for volume in life.inventory.volumes() {
+        let record = &volume.record;
+        let snapshots = record.snapshots.iter().filter_map(|(_, entry)| entry.value.data.as_ref());
+        recorded.extend(snapshots.chain(&record.leftovers).map(|data| data.reference.clone()));
+        let Some(VolumeData::Ours(data)) = &record.data else { continue };
+        recorded.insert(data.reference.clone());
+        if record.draft.is_none() && record.bin.is_none() {
+            assert_eq!(made.get(&data.reference), Some(&data.operation), "the volume {} is lost", volume.id);
+        }
+    }
+    let nobodys: Vec<_> = made.keys().filter(|reference| !recorded.contains(*reference)).collect();
+    assert!(nobodys.is_empty(), "data that is nobody's: {nobodys:?}");
 }
 
 /// Each copy on the shelf is recorded, and each recorded one that may be needed is there.

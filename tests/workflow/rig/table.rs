@@ -1,11 +1,15 @@
 //! The table of cases: one row for each operation. A new operation does not compile without one.
 
+use std::sync::Arc;
+
+use instancefs::inventory::Object;
 use instancefs::model::Class;
 use instancefs::model::change::{ImageChange, InstanceChange};
 use instancefs::model::image;
 use instancefs::model::instance::{State, Word};
 use instancefs::model::task::Operation;
 use instancefs::model::volume::change::VolumeChange;
+use instancefs::model::volume::record::Origin;
 use instancefs::model::volume::{self, VolumeOperation};
 use instancefs::workflow::request::Request;
 use uuid::Uuid;
@@ -13,6 +17,7 @@ use uuid::Uuid;
 use super::campaign::{Asked, Case, STOP_TIMEOUT, campaign, guests_write};
 use super::scene::Scene;
 use crate::lab::{Life, alice, root, until};
+use crate::volumes;
 
 macro_rules! table {
     ($($row:ident: $pattern:pat => $cases:expr;)*) => {
@@ -85,6 +90,7 @@ table! {
             asked: Asked::Image(vec![ImageChange::State(image::Word::Deleted)]),
             ..case_of_image(filled, image::State::Active, ("draft", "gone"))
         },
+        case_of_volume(volume_draft, VolumeChange::State(volume::Word::Deleted), ("draft", "gone")),
     ];
     // The move itself is done at once, whatever becomes of the rest, which the keeper tries again.
     soft_delete: Operation::SoftDelete => [Case {
@@ -102,6 +108,10 @@ table! {
         Case {
             asked: Asked::Image(vec![ImageChange::State(image::Word::Deleted)]),
             ..case_of_image(binned_image, image::State::Active, ("soft_deleted", "gone"))
+        },
+        Case {
+            between: half_gone,
+            ..case_of_volume(volumes::binned, VolumeChange::State(volume::Word::Deleted), ("soft_deleted", "gone"))
         },
     ];
     shelve: Operation::Shelve { offload: false } => [
@@ -127,8 +137,14 @@ table! {
         settles: false,
         ..case(offloaded, [to(State::Active)], ("shelved_offloaded", "active"), (0, 2))
     }];
-    volume_create: Operation::Volume(VolumeOperation::Create) => [];
-    volume_extend: Operation::Volume(VolumeOperation::Extend { .. }) => [];
+    volume_create: Operation::Volume(VolumeOperation::Create) => [
+        case_of_volume(volume_draft, to_available(), ("draft", "available")),
+        case_of_volume(volume_copy, to_available(), ("draft", "available")),
+    ];
+    volume_extend: Operation::Volume(VolumeOperation::Extend { .. }) => [Case {
+        between: grown_unnoticed,
+        ..case_of_volume(volumes::available, VolumeChange::SizeBytes(2 << 30), ("available", "available"))
+    }];
     volume_attach: Operation::Volume(VolumeOperation::Attach { .. }) => [
         case_of_volume(available_beside_stopped, attach(), ("available", "in_use")),
         case_of_volume(available_beside_running, attach(), ("available", "in_use")),
@@ -147,9 +163,20 @@ table! {
         between: half_detached,
         ..case_of_volume(local_device, VolumeChange::LocalAttach(false), ("in_use", "available"))
     }];
-    volume_take_snapshot: Operation::Volume(VolumeOperation::TakeSnapshot { .. }) => [];
-    volume_delete_snapshot: Operation::Volume(VolumeOperation::DeleteSnapshot { .. }) => [];
-    volume_examine: Operation::Volume(VolumeOperation::Examine) => [];
+    volume_take_snapshot: Operation::Volume(VolumeOperation::TakeSnapshot { .. }) => [
+        case_of_volume(volumes::available, VolumeChange::TakeSnapshot("monday".to_owned()), ("available", "available")),
+    ];
+    volume_delete_snapshot: Operation::Volume(VolumeOperation::DeleteSnapshot { .. }) => [Case {
+        between: half_gone,
+        ..case_of_volume(
+            volumes::with_snapshot,
+            VolumeChange::DeleteSnapshot("monday".to_owned()),
+            ("available", "available"),
+        )
+    }];
+    volume_examine: Operation::Volume(VolumeOperation::Examine) => [
+        case_of_volume(faulty_volume, to_available(), ("error", "available")),
+    ];
     define_again: Operation::DefineAgain => [case(undefined, [to(State::Stopped)], ("error", "stopped"), (1, 1))];
 }
 
@@ -407,6 +434,32 @@ fn qcow2_volume(life: &Life<'_>) -> Uuid {
 fn local_device(life: &Life<'_>) -> Uuid {
     let id = qcow2_volume(life);
     life.change_volume(&root(), id, VolumeChange::LocalAttach(true)).unwrap();
+    id
+}
+
+fn to_available() -> VolumeChange {
+    VolumeChange::State(volume::Word::State(volume::State::Available))
+}
+
+fn volume_draft(life: &Life<'_>) -> Uuid {
+    volumes::draft(life, vec![VolumeChange::SizeBytes(1 << 30)])
+}
+
+fn volume_copy(life: &Life<'_>) -> Uuid {
+    let source = volumes::available(life);
+    volumes::draft(life, vec![VolumeChange::CreatedFrom(Origin::Volume(source))])
+}
+
+/// One whose data is there again.
+fn faulty_volume(life: &Life<'_>) -> Uuid {
+    let id = volumes::available(life);
+    life.ledger
+        .transact(|batch| {
+            let mut volume = (*batch.volume(id).unwrap()).clone();
+            volume.record.fault = Some("a test wants it so".to_owned());
+            batch.put(Object::Volume(Arc::new(volume)));
+        })
+        .unwrap();
     id
 }
 
