@@ -70,7 +70,7 @@ pub(super) fn leftovers_of_draft(run: &Run) -> Result<(), Halt> {
     match left {
         None => return Ok(()),
         Some(VolumeData::Ours(record)) if record.operation == run.id => return Ok(()),
-        Some(VolumeData::Ours(record)) => data(run, &record, "leftovers", &|| may_change(run))?,
+        Some(VolumeData::Ours(record)) => data(run, &record, "leftovers", &|| run.guard())?,
         Some(VolumeData::Existing(_)) if run.has_begun(super::create::ADOPT)? => return Ok(()),
         Some(VolumeData::Existing(_)) => {}
     }
@@ -81,7 +81,7 @@ pub(super) fn leftovers_of_draft(run: &Run) -> Result<(), Halt> {
 /// Removes what earlier operations could not take back.
 pub(super) fn leftovers(run: &Run) -> Result<(), Halt> {
     for left in &run.volume()?.record.leftovers {
-        data(run, left, "leftovers", &|| may_change(run))?;
+        data(run, left, "leftovers", &|| run.guard())?;
         let (object, gone) = (run.object, left.clone());
         run.store(
             Arc::new(move |batch| edit(batch, object, |record| record.leftovers.retain(|other| *other != gone))),
