@@ -34,7 +34,8 @@ watch(instances, {
   ignored: (path, stats) => stats?.isFile() && basename(path) !== 'state'
 })
   .on('add', look)
-  .on('change', look)
+  // Not 'change': of two events within 5 ms chokidar drops the second, on every file system, and that may be the last one.
+  .on('raw', (_event, _name, { watchedPath }) => { if (basename(watchedPath) === 'state') look(watchedPath) })
   .on('unlink', path => states.delete(basename(dirname(path))))
   .on('error', error => { console.error(error); process.exit(1) })
   .on('ready', () => queue.then(() => console.log('ready')))
