@@ -1,6 +1,8 @@
 //! Random changes under every watcher that people use: at the end each has the right picture, and none has heard of a file
 //! that never changed.
 //!
+//! incron is not among them: 0.5.12 loses events on every file system, and dies under so many.
+//!
 //! 2 000 changes, or as many as `INSTANCEFS_CHANGES` says; 100 000 in the long form, which has the watchers that Debian's small packages have not.
 
 mod changes;
@@ -43,14 +45,8 @@ fn no_watcher_misses_the_last_change_of_anything_or_hears_of_what_never_changed(
 
     let end = Instant::now() + LAST;
     for picture in &pictures {
-        let mut last = Instant::now();
         while let Some(wrong) = picture.wrong() {
             assert!(Instant::now() < end, "{}: {wrong}", picture.name());
-            if picture.loses() && last.elapsed() > Duration::from_secs(2) {
-                let locked = daemon.read(format!("instances/{}/locked", stayers[0]));
-                daemon.set(format!("instances/{}/locked", stayers[0]), if locked == "0" { "1" } else { "0" });
-                last = Instant::now();
-            }
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(picture.invented(), [] as [&str; 0], "{} heard of what never changed", picture.name());

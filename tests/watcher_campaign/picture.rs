@@ -96,7 +96,6 @@ struct Belief {
 /// One tool's picture.
 pub struct Picture {
     name: &'static str,
-    loses: bool,
     belief: Arc<Mutex<Belief>>,
     _tool: Tool,
 }
@@ -109,7 +108,7 @@ impl Picture {
         for path in &compared {
             belief.lock().expect("whole").seen.insert(path.clone(), look(path));
         }
-        let (name, loses, events) = (tool.name, tool.loses, tool.events());
+        let (name, events) = (tool.name, tool.events());
         let (kept, tracked) = (belief.clone(), tracked.clone());
         thread::spawn(move || {
             let mut dirty: HashSet<PathBuf> = HashSet::new();
@@ -129,9 +128,6 @@ impl Picture {
                                 if path == tracked.summary() {
                                     dirty.extend(tracked.directories());
                                 }
-                                if loses {
-                                    dirty.extend(compared.iter().cloned());
-                                }
                                 dirty.extend(path.parent().map(Path::to_owned));
                                 dirty.insert(path);
                             }
@@ -148,16 +144,11 @@ impl Picture {
                 }
             }
         });
-        Picture { name, loses, belief, _tool: tool }
+        Picture { name, belief, _tool: tool }
     }
 
     pub fn name(&self) -> &'static str {
         self.name
-    }
-
-    /// Whether it needs one more change to be right.
-    pub fn loses(&self) -> bool {
-        self.loses
     }
 
     fn belief(&self) -> MutexGuard<'_, Belief> {

@@ -1,6 +1,5 @@
 //! The watchers: each runs as its users run it and says what it hears of.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,7 +11,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::picture::{DIRECTORIES, Tracked};
+use crate::picture::Tracked;
 use crate::support::{Daemon, skipped, wait_until};
 
 /// What a watcher says.
@@ -26,8 +25,6 @@ pub enum Heard {
 /// A running watcher.
 pub struct Tool {
     pub name: &'static str,
-    /// It loses events on any file system: it is asked for the right picture after one more change.
-    pub loses: bool,
     /// The files and directories that it watches and of which it has to have the right picture.
     pub compared: Vec<PathBuf>,
     events: Option<Receiver<Heard>>,
@@ -49,11 +46,6 @@ impl Tool {
     /// All that are installed; what is not is said.
     pub fn all(daemon: &Daemon, tracked: &Tracked, long: bool) -> Vec<Tool> {
         let mut tools = vec![inotifywait(tracked), watchdog(daemon, tracked), entr(tracked)];
-        if long {
-            skipped("watchers: incron", "0.5.12 does not live through 100 000 changes; the short form has it");
-        } else {
-            tools.push(incron(daemon, tracked));
-        }
         if long {
             let own = std::env::var_os("INSTANCEFS_TOOLS").map(PathBuf::from).unwrap_or_default();
             let here = |path: PathBuf| path.exists().then_some(path);
@@ -150,13 +142,7 @@ fn inotifywait(tracked: &Tracked) -> Tool {
     // It complains of directories that are gone again before it watches them.
     let (child, events) = start(command.stderr(Stdio::null()), pass_on);
     wait_watches(&child, tracked, directories_below(tracked));
-    Tool {
-        name: "inotifywait",
-        loses: false,
-        compared: everything(tracked),
-        events: Some(events),
-        _processes: vec![child],
-    }
+    Tool { name: "inotifywait", compared: everything(tracked), events: Some(events), _processes: vec![child] }
 }
 
 /// A script of ours in the tool's language.
@@ -176,7 +162,7 @@ fn says_ready(name: &'static str, command: &mut Command, tracked: &Tracked) -> T
         pass_on(line, sender);
     });
     is_ready.recv_timeout(crate::support::DEADLINE).unwrap_or_else(|_| panic!("{name} is not ready"));
-    Tool { name, loses: false, compared: everything(tracked), events: Some(events), _processes: vec![child] }
+    Tool { name, compared: everything(tracked), events: Some(events), _processes: vec![child] }
 }
 
 fn watchdog(daemon: &Daemon, tracked: &Tracked) -> Tool {
@@ -199,45 +185,7 @@ fn entr(tracked: &Tracked) -> Tool {
     command.args(["-c", "printf '%s\\n' \"$@\" | entr -an echo woken", "sh"]).args(&list);
     let (child, events) = start(&mut command, |_, sender| drop(sender.send(Heard::Something)));
     wait_watches(&child, tracked, files.len());
-    Tool { name: "entr", loses: false, compared: files, events: Some(events), _processes: vec![child] }
-}
-
-/// It starts a process for each event, so it is given few files: those of two instances, the summary, and directories of
-/// names.
-fn incron(daemon: &Daemon, tracked: &Tracked) -> Tool {
-    let log = daemon.scratch().join("incron.heard");
-    fs::write(&log, "").expect("written");
-    let hear = script(daemon, "hear", &format!("#!/bin/sh\necho \"$1\" >>{}\n", log.display()));
-    let home = daemon.scratch().join("incron");
-    let tables = home.join("tables");
-    fs::create_dir_all(&tables).expect("directories");
-    let stayers = &tracked.stayers()[..2];
-    let files = tracked.files(stayers);
-    let directories: Vec<_> = DIRECTORIES[..3].iter().map(|name| tracked.root().join(name)).collect();
-    let line =
-        |path: &PathBuf, mask: &str, what: &str| format!("{} {mask} {} {what}\n", path.display(), hear.display());
-    let names = "IN_CREATE,IN_DELETE,IN_MOVED_FROM,IN_MOVED_TO,loopable=true,recursive=false";
-    let mut table: String = files.iter().map(|path| line(path, "IN_CLOSE_WRITE,loopable=true", "$@")).collect();
-    table.extend(directories.iter().map(|path| line(path, names, "$@/$#")));
-    fs::write(tables.join("campaign"), table).expect("written");
-    let configuration = home.join("conf");
-    let text = format!(
-        "system_table_dir = {}\nuser_table_dir = {home}\nlockfile_dir = {home}\nlockfile_name = lock\n",
-        tables.display(),
-        home = home.display()
-    );
-    fs::write(&configuration, text).expect("written");
-    // As a service of systemd has it: for each event it closes as many descriptors as it might have.
-    let mut daemon = Command::new("sh");
-    daemon.args(["-c", "ulimit -n 1024; exec /usr/sbin/incrond -n -f \"$1\"", "sh"]).arg(&configuration);
-    daemon.process_group(0).stdin(Stdio::null());
-    let daemon = daemon.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let daemon = Process(daemon.expect("sh runs"));
-    wait_watches(&daemon, tracked, files.len() + directories.len());
-    let (reader, events) =
-        start(Command::new("tail").args([OsStr::new("-n"), OsStr::new("+1"), OsStr::new("-f")]).arg(&log), pass_on);
-    let compared = files.into_iter().chain(directories).collect();
-    Tool { name: "incron", loses: true, compared, events: Some(events), _processes: vec![daemon, reader] }
+    Tool { name: "entr", compared: files, events: Some(events), _processes: vec![child] }
 }
 
 fn watchman(daemon: &Daemon, tracked: &Tracked) -> Tool {
@@ -288,5 +236,5 @@ fn watchman(daemon: &Daemon, tracked: &Tracked) -> Tool {
         is_ready.recv_timeout(crate::support::DEADLINE).expect("it answers");
         processes.push(client);
     }
-    Tool { name: "watchman", loses: false, compared: everything(tracked), events: Some(events), _processes: processes }
+    Tool { name: "watchman", compared: everything(tracked), events: Some(events), _processes: processes }
 }
