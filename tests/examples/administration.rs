@@ -11,7 +11,7 @@ use crate::support::wait_until;
 fn maintenance_locks_what_runs_and_opens_exactly_that_again() {
     twice(|stage| {
         let [one, other, theirs] = ["one", "other", "theirs"].map(|name| stage.running(name));
-        let off = stage.daemon.domain("off");
+        let off = stage.domain("off");
         stage.set(theirs, "locked", "1");
         let maintenance = |arguments: &[&str]| {
             let mut command = stage.example("maintenance");
@@ -52,7 +52,7 @@ fn an_instance_is_made_once_however_often_it_is_asked_for() {
 #[test]
 fn what_has_been_off_for_long_is_shelved_and_nothing_else() {
     twice(|stage| {
-        let [off, locked] = ["off", "locked"].map(|name| stage.daemon.domain(name));
+        let [off, locked] = ["off", "locked"].map(|name| stage.domain(name));
         let runs = stage.running("runs");
         stage.set(locked, "locked", "1");
         let shelve = |days: &str| {
@@ -69,7 +69,7 @@ fn what_has_been_off_for_long_is_shelved_and_nothing_else() {
 #[test]
 fn a_machine_of_tmpfiles_is_as_its_lines_say() {
     twice(|stage| {
-        let id = stage.daemon.domain("mail");
+        let id = stage.domain("mail");
         let edits = [("/vm", stage.root()), ("00000000-0000-4000-8000-000000000001", id.to_string())];
         let edits = edits.each_ref().map(|(from, to)| (*from, to.as_str()));
         let file = stage.edited("instancefs-tmpfiles.conf", &edits);
@@ -93,7 +93,7 @@ fn the_machines_of_a_project_are_off_at_night_but_for_those_that_were_off() {
 
 fn office_hours(stage: &Stage) {
     let [one, other, locked, foreign] = ["one", "other", "locked", "foreign"].map(|name| stage.running(name));
-    let off = stage.daemon.domain("off");
+    let off = stage.domain("off");
     for id in [one, other, locked, off] {
         stage.set(id, "project", "games");
     }

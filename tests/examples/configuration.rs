@@ -15,7 +15,7 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn on(stage: &'a Stage) -> Scene<'a> {
-        let ids = [stage.running("db1"), stage.daemon.domain("web1")];
+        let ids = [stage.running("db1"), stage.domain("web1")];
         // Not by us, and no obstacle.
         stage.set(ids[1], "description", "what?");
         Scene { stage, ids }

@@ -14,7 +14,7 @@ fn all(stage: &Stage, id: Uuid) -> Vec<(String, String)> {
     let entries = fs::read_dir(stage.daemon.path(format!("instances/{id}"))).expect("listed");
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
     let mut all: Vec<_> = names
-        .filter(|name| !matches!(name.as_str(), "last_error" | "errors" | "domain.xml"))
+        .filter(|name| !matches!(name.as_str(), "last_error" | "errors" | "domain.xml" | "updated_at"))
         .filter_map(|name| Some((fs::read_to_string(stage.daemon.path(stage.file(id, &name))).ok()?, name)))
         .map(|(value, name)| (name, value))
         .collect();
@@ -54,7 +54,7 @@ fn settings_go_from_a_directory_into_the_tree_and_back_and_only_what_differs() {
 #[test]
 fn settings_and_states_that_were_copied_away_come_back() {
     twice(|stage| {
-        let [web, off] = [stage.running("web"), stage.daemon.domain("off")];
+        let [web, off] = [stage.running("web"), stage.domain("off")];
         stage.set(web, "description", "web shop");
         let copy = |word: &str| stage.succeeds(stage.example("settings-copy").args([word, "copy"]));
         copy("away");
@@ -79,7 +79,7 @@ fn settings_and_states_that_were_copied_away_come_back() {
 #[test]
 fn a_copy_of_the_whole_tree_written_back_changes_nothing() {
     twice(|stage| {
-        let ids = [stage.running("web"), stage.daemon.domain("off"), Uuid::new_v4()];
+        let ids = [stage.running("web"), stage.domain("off"), Uuid::new_v4()];
         fs::create_dir(stage.daemon.path(format!("instances/{}", ids[2]))).expect("a draft");
         stage.daemon.image();
         stage.set(ids[0], "locked", "1");
@@ -151,7 +151,7 @@ fn tree(root: &Path) -> Vec<String> {
 #[test]
 fn settings_are_edited_in_vim() {
     twice(|stage| {
-        let id = stage.daemon.domain("web");
+        let id = stage.domain("web");
         let edit = |name: &str, change: &str| {
             let mut command = stage.example("edit-settings");
             command.arg(name).env("EDITOR", format!("vim -es -u NONE -c {change} -c wq"));
@@ -174,7 +174,7 @@ fn settings_are_edited_in_vim() {
 #[test]
 fn a_successor_is_named_everywhere_by_sed() {
     twice(|stage| {
-        let [web, db, locked, other] = ["web", "db", "locked", "other"].map(|name| stage.daemon.domain(name));
+        let [web, db, locked, other] = ["web", "db", "locked", "other"].map(|name| stage.domain(name));
         stage.set(web, "description", "web shop (ask ann)");
         stage.set(db, "spec.json", r#"{"metadata": {"contact": "ann, ann@example.org"}}"#);
         stage.set(locked, "description", "ann's");

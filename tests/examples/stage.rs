@@ -1,7 +1,7 @@
 //! A mount, and the examples as an administrator would run them on it.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,9 +30,16 @@ pub fn twice(scene: impl Fn(&Stage)) {
 }
 
 impl Stage {
+    /// An instance that is off. Its name may come a moment after it.
+    pub fn domain(&self, name: &str) -> Uuid {
+        let id = self.daemon.domain(name);
+        wait_until("it has its name", || self.daemon.path(format!("by-name/instances/{name}")).exists());
+        id
+    }
+
     /// A running instance.
     pub fn running(&self, name: &str) -> Uuid {
-        let id = self.daemon.domain(name);
+        let id = self.domain(name);
         self.daemon.domain_does(id, "start", "active");
         id
     }
@@ -161,23 +168,6 @@ impl Background {
             let ended = self.child.try_wait().expect("waits");
             assert!(ended.is_none(), "it ended: {ended:?}: {}", self.said());
             self.said().contains(text)
-        });
-    }
-
-    /// Waits until it has this many inotify watches in the tree; some tools do not say when they are ready.
-    pub fn watches(&mut self, tree: &Path, count: usize) {
-        let pid = self.child.id();
-        // The kernel's way of writing a device without a major number.
-        let device = format!("sdev:{:x} ", fs::metadata(tree).expect("a tree").dev());
-        let watches = || -> usize {
-            let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return 0 };
-            let texts = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
-            texts.map(|text| text.matches(&device).count()).sum()
-        };
-        wait_until("it watches", || {
-            let ended = self.child.try_wait().expect("waits");
-            assert!(ended.is_none(), "it ended: {ended:?}: {}", self.said());
-            watches() >= count
         });
     }
 
