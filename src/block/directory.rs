@@ -1,5 +1,5 @@
 //! Disks as files below one directory: `<directory>/<instance>/root.qcow2`, an overlay of its image, and beside it
-//! `seed.iso`. Volumes are files below a directory of their own, see [`super::volume_directory`].
+//! `seed.iso`. Volumes are files below a directory of their own, see `volume_directory`.
 //!
 //! **Provenance** is the operation's id in the extended attribute `user.instancefs.operation` of the disk itself. It is
 //! bound to the inode: it appears together with the name, survives renames, chown and restarts, and does not pass to a file
