@@ -120,7 +120,8 @@ fn only_a_new_lower_case_uuid_makes_a_draft() {
     }
     assert_eq!(make("trash/x"), libc::EPERM);
     assert_eq!(make("by-name/instances/x"), libc::EPERM);
-    assert_eq!(make(&format!("instances/{id}/volumes")), libc::EPERM);
+    assert_eq!(make(&format!("instances/{id}/notes")), libc::EPERM);
+    assert_eq!(make(&format!("instances/{id}/volumes/vdb")), libc::EPERM, "it takes a link");
 }
 
 #[test]

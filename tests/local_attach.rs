@@ -364,7 +364,8 @@ fn without_the_program_that_exports_a_qcow2_volume_is_refused_with_what_to_insta
     let programs = host.daemon.scratch().join("programs");
     fs::create_dir(&programs).expect("a directory");
     shell(&format!(
-        "shopt -s nullglob; for d in ${{PATH//:/ }}; do ln -sf -t {0} $d/*; done; rm -f {0}/qemu-storage-daemon",
+        "shopt -s nullglob; for d in ${{PATH//:/ }}; do set -- $d/*; [ $# = 0 ] || ln -sf -t {0} $*; done; \
+         rm -f {0}/qemu-storage-daemon",
         programs.display()
     ));
     host.daemon.spawn_with(&[("PATH", programs.to_str().expect("text"))]);

@@ -26,6 +26,7 @@ struct Wreck {
     kept: Uuid,
     binned: Uuid,
     shelved: Uuid,
+    volume: Uuid,
 }
 
 fn instance(daemon: &Daemon, image: Uuid, name: &str) -> Uuid {
@@ -51,12 +52,21 @@ fn wreck() -> Wreck {
     wait_until("the bin is done", || daemon.path(format!("trash/{binned}")).exists());
     daemon.set(format!("instances/{shelved}/state"), "shelved_offloaded");
     daemon.wait_state(shelved, "shelved_offloaded");
+    let volume = Uuid::new_v4();
+    fs::create_dir(daemon.path(format!("volumes/{volume}"))).expect("a draft");
+    for (file, value) in [("name", "data"), ("size_bytes", "1M"), ("state", "available")] {
+        daemon.set(format!("volumes/{volume}/{file}"), value);
+    }
+    let is_made = || daemon.read(format!("volumes/{volume}/state")) == "available";
+    wait_until("the volume is made", || is_made() && daemon.read(format!("volumes/{volume}/task")).is_empty());
+    fs::create_dir(daemon.path(format!("volumes/{volume}/snapshots/before"))).expect("a snapshot");
+    wait_until("it is taken", || daemon.read(format!("volumes/{volume}/task")).is_empty());
     daemon.host_does(json!({ "do": "fault", "call": "start", "mode": "hang" }));
     daemon.set(format!("instances/{kept}/state"), "active");
     daemon.kill();
     let backup = daemon.scratch().join("backup");
     fs::create_dir(&backup).expect("a directory");
-    Wreck { daemon, backup, kept, binned, shelved }
+    Wreck { daemon, backup, kept, binned, shelved, volume }
 }
 
 impl Wreck {
@@ -87,6 +97,13 @@ impl Wreck {
             ("'$.bin.entry.deleted_by'", vec![format!("{}|", self.binned)]),
             ("sha512sum", vec!["root.qcow2: OK".into()]),
             ("preserve=xattr", vec![]),
+            (
+                "'$.attachments.entries'",
+                vec![
+                    format!("{0}|data|qcow2|{state}/volumes/{0}/data|", self.volume),
+                    format!("{}|before|{state}/volumes/{}/", self.volume, self.volume),
+                ],
+            ),
             ("'$.kept'", vec![".instancefs-kept/".into(), format!("{state}/disks/{id}/root.qcow2")]),
             (".backup", vec![]),
             ("delete from record", vec![]),

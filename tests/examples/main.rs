@@ -7,4 +7,5 @@ mod giving;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
+mod taking;
 mod watching;

@@ -60,7 +60,7 @@ fn incron_starts_again_what_crashed_if_its_owner_wants_that() {
             tables.display()
         );
         fs::write(&configuration, text).expect("written");
-        // incron 0.5.12 ends now and then, on any file system: a supervisor starts it again.
+        // incron 0.5.12 ended now and then: a supervisor starts it again.
         let script = "ulimit -n 1024; while :; do rm -f \"$2\"/lock*; /usr/sbin/incrond -n -f \"$1\"; sleep 0.2; done";
         let mut incron = stage.command("sh");
         let incron = incron.args(["-c", script, "sh"]).arg(&configuration).arg(&directory);
@@ -70,7 +70,7 @@ fn incron_starts_again_what_crashed_if_its_owner_wants_that() {
             stage.host_does("crash", wanted);
             let mut last = Instant::now();
             wait_until("it crashed, and is back", || {
-                // incron loses events, on any file system: the next one makes it look again.
+                // incron loses events, on a plain directory too: the next one makes it look again.
                 if last.elapsed() > Duration::from_secs(2) {
                     let protected = stage.read(unwanted, "disable_terminate");
                     stage.set(unwanted, "disable_terminate", if protected == "0" { "1" } else { "0" });

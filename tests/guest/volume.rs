@@ -1,7 +1,7 @@
 //! Volumes of real guests: what one writes, another one finds, and one boots from a volume.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -93,6 +93,22 @@ fn what_one_guest_writes_on_a_volume_another_one_finds_and_boots_from_one_itself
     wait_command(&daemon, one, "stopped");
     assert!(guests.pids().is_empty());
 
+    // On this host the same bytes, grown on the way, and others go back.
+    daemon.set(file("local_attach"), "1");
+    wait_volume(&daemon, id, "in_use");
+    let device = daemon.read(file("local_device"));
+    assert_eq!(fs::read(&device).map(|bytes| bytes.len() as u64).expect("the device"), 2 * SIZE);
+    daemon.set(file("size_bytes"), "192M");
+    wait_volume(&daemon, id, "in_use");
+    let bytes = fs::read(&device).expect("the device");
+    assert!(bytes.len() as u64 == 3 * SIZE && bytes.starts_with(b"from-one-42"));
+    let host = fs::OpenOptions::new().write(true).open(&device).expect("the device");
+    host.write_all_at(b"from-host-42", 2 * SIZE).and_then(|()| host.sync_all()).expect("written");
+    assert_eq!(errno(daemon.write(file("local_attach"), "0")), libc::EBUSY, "it is open");
+    drop(host);
+    daemon.set(file("local_attach"), "0");
+    wait_volume(&daemon, id, "available");
+
     // Another one, which boots from a copy of the image that is a volume.
     let root = volume(&daemon, &[("created_from", &format!("image:{image}")), ("bootable", "1")]);
     let two = Uuid::new_v4();
@@ -111,6 +127,12 @@ fn what_one_guest_writes_on_a_volume_another_one_finds_and_boots_from_one_itself
     long_wait("it has booted", || console(&daemon, two).contains("READY"));
     assert!(console(&daemon, two).contains("BOOTS=1"));
     ask(&daemon, two, "head -c 11 /dev/vdb", "from-one-42");
+    ask(
+        &daemon,
+        two,
+        &format!("dd if=/dev/vdb bs=512 skip={} count=1 2>/dev/null | head -c 12", 2 * SIZE / 512),
+        "from-host-42",
+    );
 
     // Its root disk is its own, and grows as well.
     let larger = daemon.read(format!("volumes/{root}/size_bytes")).parse::<u64>().expect("a number") + SIZE;

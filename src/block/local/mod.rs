@@ -306,7 +306,13 @@ impl LocalDevices for HostDevices {
             Ok(alone) => alone,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                return Err(LocalError::InUse(format!("something that cannot be looked at uses {}", path.display())));
+                // Its number may be another volume's by now.
+                return match self.is_there(volume, local)? {
+                    true => {
+                        Err(LocalError::InUse(format!("something that cannot be looked at uses {}", path.display())))
+                    }
+                    false => Ok(()),
+                };
             }
             Err(error) => return Err(LocalError::at(path)(error)),
         };
