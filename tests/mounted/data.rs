@@ -24,6 +24,16 @@ fn write_parts(file: &File, parts: std::ops::Range<usize>) {
     }
 }
 
+/// Writes so many parts, from the start, until more space is reserved than they take. A process that another test starts
+/// closes this file too, with what is reserved for it.
+fn write_until_reserved(file: &File, data: &Path, parts: usize) {
+    wait_until("space is reserved", || {
+        file.set_len(0).expect("emptied");
+        write_parts(file, 0..parts);
+        allocated(data) >= 40 * PART
+    });
+}
+
 fn draft(daemon: &Daemon) -> (Uuid, PathBuf) {
     let id = Uuid::new_v4();
     fs::create_dir(daemon.path(format!("images/{id}"))).expect("a draft");
@@ -90,8 +100,7 @@ fn space_is_reserved_for_a_writer_and_what_he_leaves_out_stays_a_hole() {
     let (_directory, daemon) = daemon();
     let (_, data) = draft(&daemon);
     let file = OpenOptions::new().read(true).write(true).open(&data).expect("opened");
-    write_parts(&file, 0..16);
-    assert!(allocated(&data) >= 40 * PART, "reserved: {}", allocated(&data));
+    write_until_reserved(&file, &data, 16);
     assert_eq!(fs::metadata(&data).expect("attributes").len(), 16 << 20, "which is no length");
     write_parts(&file, 100..116);
     assert_eq!(lseek(&file, 0, Whence::SeekHole), Ok(16 << 20));
@@ -150,6 +159,8 @@ fn a_write_that_was_answered_and_is_lost_is_told_to_the_next_write_to_fsync_and_
     loop {
         write_parts(&file, next..next + 8);
         next += 8;
+        // What is not in the file yet would be lost with it.
+        file.sync_all().expect("synced");
         let open = OpenOptions::new().write(true).open(&below).expect("opened");
         immutable.toggle();
         if errno(open.write_at(b"x", 0)) == 0 {
@@ -178,8 +189,7 @@ fn after_the_daemon_was_killed_between_two_writes_the_draft_is_written_again_and
     let (_directory, mut daemon) = daemon();
     let (id, data) = draft(&daemon);
     let file = File::create(&data).expect("opened");
-    write_parts(&file, 0..12);
-    assert!(allocated(&data) >= 40 * PART, "reserved: {}", allocated(&data));
+    write_until_reserved(&file, &data, 12);
     daemon.kill();
     drop(file);
     daemon.spawn();

@@ -37,8 +37,11 @@ fn draft(daemon: &Daemon) -> Uuid {
     id
 }
 
+/// Commits a draft, and returns when that has ended, also when it was answered before.
 fn commit(daemon: &Daemon, id: Uuid) -> i32 {
-    errno(daemon.write(format!("images/{id}/state"), "active"))
+    let answer = errno(daemon.write(format!("images/{id}/state"), "active"));
+    wait_until("it has ended", || daemon.read(format!("images/{id}/task")).is_empty());
+    answer
 }
 
 #[test]
