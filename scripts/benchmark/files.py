@@ -1,0 +1,53 @@
+"""What every measurement does with files and processes."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+
+def read(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 65536)
+    finally:
+        os.close(descriptor)
+
+
+def read_all(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def write(path: Path, value: str):
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, value.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def process(command: list):
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def rehearse(write, remove):
+    """The last thing before each timed copy, of either side: nothing is left to be written, and what the copy reads and
+    what it will be kept in are in memory.
+
+    In a virtual machine, free memory may not be there: the host takes it away (free page reporting does, from two seconds
+    after it was freed), and every first touch then waits for the host. That costs up to three seconds for a GiB which a
+    copy otherwise takes 0.4 s for, and hits whoever happens to get such memory. So each copy is rehearsed by the program
+    that is measured: what it writes and removes again leaves just the pages free that it takes next. Those bytes never
+    reach the disk."""
+    os.sync()
+    write()
+    remove()
+
+
+def wait_for_state(thing: Path, state: bytes):
+    """Returns when an object is in this state and nothing is under way on it."""
+    deadline = time.monotonic() + 600
+    while read(thing / "state") != state + b"\n" or read(thing / "task").strip():
+        if read(thing / "last_error") != b"ok\n" or time.monotonic() > deadline:
+            raise SystemExit(f"bench: not {state.decode()}: {read(thing / 'last_error').decode()}")
+        time.sleep(0.002)

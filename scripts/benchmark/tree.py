@@ -1,0 +1,77 @@
+"""The tree that is measured."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+
+class Tree:
+    """A tree of simulated instances in a directory of its own; unmounted and removed on leaving."""
+
+    def __init__(self, program: Path, count: int):
+        self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
+        self.directory.chmod(0o711)
+        self.root = self.directory / "tree"
+        self.root.mkdir()
+        self.log = open(self.directory / "daemon.log", "wb")
+        self.daemon = subprocess.Popen(
+            [program, "mount", "--connect", f"simulated:{self.directory}/simulated",
+             "--state-dir", self.directory / "state", self.root],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.instances: list[Path] = []
+        self.count = count
+
+    def __enter__(self):
+        try:
+            self._wait_until_mounted()
+            started = time.perf_counter()
+            self.instances = self._appear()
+            self.setup_seconds = time.perf_counter() - started
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait_until_mounted(self):
+        deadline = time.monotonic() + 30
+        while not self.root.is_mount():
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("bench: the tree was not mounted:\n" + (self.directory / "daemon.log").read_text())
+            time.sleep(0.05)
+
+    def _appear(self) -> list[Path]:
+        """Has the simulated host define them at once, as virsh would, and waits until all are instances."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.connect(str(self.directory / "simulated" / "control"))
+            request = {"do": "bulk", "count": self.count, "prefix": "bench"}
+            control.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(control.makefile().readline())
+        if not answer.get("ok"):
+            raise SystemExit(f"bench: the simulated host refused: {answer}")
+        instances = [self.root / "instances" / name for name in answer["uuids"]]
+        deadline = time.monotonic() + 60
+        while len(os.listdir(self.root / "instances")) < self.count:
+            if time.monotonic() > deadline:
+                raise SystemExit("bench: the instances did not appear")
+            time.sleep(0.01)
+        return instances
+
+    def __exit__(self, *_):
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+        self.log.close()
+        if self.root.is_mount():
+            subprocess.run(["umount", "-l", self.root], check=False)
+        # Never through a mount: only what this run made in its own directory.
+        if not self.root.is_mount():
+            shutil.rmtree(self.directory)
