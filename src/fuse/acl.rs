@@ -4,6 +4,8 @@ use crate::tree::Grant;
 
 /// The extended attribute's name.
 pub const ACCESS: &str = "system.posix_acl_access";
+/// That of the list which new entries of a directory would get; nothing here has one.
+pub const DEFAULT: &str = "system.posix_acl_default";
 
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;

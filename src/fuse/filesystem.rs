@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::acl;
@@ -56,16 +56,14 @@ fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
 
 impl Filesystem for Frontend {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wished =
-            [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO];
+        // No FUSE_DO_READDIRPLUS: with each such answer the kernel forgets the access control lists that it knows, so that
+        // every `ls -l` would ask for those of all entries again, one by one.
         // Without it the members of shared images are refused by the kernel.
         if config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             log::warn!("this kernel has no access control lists for FUSE: members cannot read shared images");
         }
-        for flags in wished {
-            if let Err(missing) = config.add_capabilities(flags) {
-                log::debug!("the kernel has no {missing:?}");
-            }
+        if let Err(missing) = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS) {
+            log::debug!("the kernel has no {missing:?}");
         }
         if let Err(nearest) = config.set_max_write(inode::LARGEST_WRITE) {
             log::debug!("the largest write is {nearest} bytes");
@@ -417,27 +415,6 @@ impl Filesystem for Frontend {
         }
     }
 
-    fn readdirplus(
-        &self,
-        _request: &Request,
-        inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let edge = &self.edge;
-        let directory = answer!(reply, edge.node(inode));
-        let result = list(edge, directory, offset, &mut |cookie, name, node| {
-            let Some((attributes, attr)) = edge.describe(node) else { return true };
-            let lifetime = inode::lifetime(attributes.caching);
-            !reply.add(INodeNo(node.inode()), cookie, name, &lifetime, &attr, GENERATION)
-        });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
     fn fsyncdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
         reply.ok();
     }
@@ -469,6 +446,10 @@ impl Filesystem for Frontend {
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let node = answer!(reply, self.edge.node(inode));
+        if name != acl::ACCESS && name != acl::DEFAULT {
+            // By which tools know not to ask for it of every other file: `ls -l` wants `security.selinux`.
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         match self.edge.access_list(node).filter(|_| name == acl::ACCESS) {
             Some(list) => reply_xattr(&list, size, reply),
             None => reply.error(Errno::ENODATA),

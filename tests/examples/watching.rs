@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +44,14 @@ fn a_crash_is_a_mail_and_the_next_crash_another() {
     });
 }
 
+/// Whether a process has this file among its arguments.
+fn runs(script: &Path) -> bool {
+    let processes = fs::read_dir("/proc").expect("processes").filter_map(Result::ok);
+    let mut arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    let script = script.to_str().expect("UTF-8").as_bytes();
+    arguments.any(|arguments| arguments.split(|byte| *byte == 0).any(|argument| argument == script))
+}
+
 #[test]
 fn incron_starts_again_what_crashed_if_its_owner_wants_that() {
     twice(|stage| {
@@ -61,9 +70,10 @@ fn incron_starts_again_what_crashed_if_its_owner_wants_that() {
         );
         fs::write(&configuration, text).expect("written");
         // incron 0.5.12 ended now and then: a supervisor starts it again.
-        let script = "ulimit -n 1024; while :; do rm -f \"$2\"/lock*; /usr/sbin/incrond -n -f \"$1\"; sleep 0.2; done";
+        let supervisor =
+            "ulimit -n 1024; while :; do rm -f \"$2\"/lock*; /usr/sbin/incrond -n -f \"$1\"; sleep 0.2; done";
         let mut incron = stage.command("sh");
-        let incron = incron.args(["-c", script, "sh"]).arg(&configuration).arg(&directory);
+        let incron = incron.args(["-c", supervisor, "sh"]).arg(&configuration).arg(&directory);
         let _incron = stage.background(incron, "incrond");
         let errors = || stage.daemon.read("events").matches("\"to\":\"error\"").count();
         for round in 1..=3 {
@@ -79,6 +89,8 @@ fn incron_starts_again_what_crashed_if_its_owner_wants_that() {
                 errors() >= round && stage.read(wanted, "state") == "active"
             });
         }
+        // One that looked before would start again what fails after.
+        wait_until("nobody looks any more", || !runs(&script));
         stage.host_does("crash", unwanted);
         stage.host_does("ioerror", wanted);
         stage.daemon.wait_state(unwanted, "error");

@@ -39,8 +39,10 @@ impl Calls {
     }
 }
 
-/// Starts the thread, which ends with the engine.
+/// Starts the thread, which ends with the engine. No volume says on return that it is a device which an earlier boot of
+/// the host had: by now that name may be another's.
 pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
+    forget_devices_of_other_boots(shared);
     let shared = shared.clone();
     let spawned = thread::Builder::new().name("exporters".to_owned()).spawn(move || {
         make_again(&shared);
@@ -56,6 +58,29 @@ fn recorded(shared: &Shared) -> Vec<(Arc<Volume>, LocalAttachment)> {
     let volumes = shared.parts.ledger.inventory().volumes();
     let at_rest = volumes.into_iter().filter(|volume| volume.task.is_none() && volume.record.fault.is_none());
     at_rest.filter_map(|volume| volume.record.local.clone().map(|local| (volume, local))).collect()
+}
+
+fn forget_devices_of_other_boots(shared: &Shared) {
+    let boot = shared.settings.clock.boot();
+    let gone: Vec<_> = recorded(shared).into_iter().filter(|(_, local)| local.boot_id != boot).collect();
+    if gone.is_empty() {
+        return;
+    }
+    let forget = move |batch: &mut Batch<'_>| {
+        for (volume, local) in &gone {
+            edit(batch, volume.id, local, forget_device);
+        }
+    };
+    if let Err(fault) = shared.edit(Arc::new(forget)) {
+        log::warn!("the block devices of before the restart are still recorded: {}", fault.reason());
+    }
+}
+
+/// It is to be made again.
+fn forget_device(volume: &mut Volume) {
+    if let Some(local) = &mut volume.record.local {
+        local.device = None;
+    }
 }
 
 /// Has each device made again that is recorded and not there: the host has restarted, or somebody took it away.
@@ -77,13 +102,7 @@ fn make_again(shared: &Arc<Shared>) {
             // Which is a fault, and told as one.
             continue;
         }
-        let forget = move |batch: &mut Batch<'_>| {
-            edit(batch, id, &local, |volume| {
-                if let Some(local) = &mut volume.record.local {
-                    local.device = None;
-                }
-            });
-        };
+        let forget = move |batch: &mut Batch<'_>| edit(batch, id, &local, forget_device);
         if let Err(fault) = shared.edit(Arc::new(forget)) {
             log::warn!("the block device of {id} is not made again: {}", fault.reason());
             continue;
