@@ -16,7 +16,8 @@
 //! - [`block`]: the disks of guests, each marked with the operation that made it.
 //! - [`image`]: which bytes are accepted as an image, and how they come in.
 //!
-//! And [`privilege`]: whether we are root, which every room may ask and only it knows.
+//! And [`privilege`]: whether we are root, which every room may ask and only it knows; [`memory`] is given back by whoever
+//! needed much for a moment.
 //!
 //! A change goes from the store to the inventory to the kernel, in this order. Whatever deletes asks first whether the
 //! very operation that deletes has created it. `docs/architecture.md` has the decisions and their reasons.
@@ -29,6 +30,7 @@ pub mod fuse;
 pub mod hypervisor;
 pub mod image;
 pub mod inventory;
+pub mod memory;
 pub mod model;
 pub mod privilege;
 pub mod store;

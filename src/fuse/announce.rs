@@ -227,7 +227,7 @@ impl Publisher {
         if from == to {
             return;
         }
-        edge.interface.names().publish(node, number, to.clone());
+        edge.interface.names().publish(node, to.clone());
         if position != Position::State && from.is_some() {
             edge.links_changed(class, number);
         }

@@ -44,7 +44,7 @@ impl Edge {
         for place in step.from.iter().chain(&step.to) {
             self.directory_changed(Node::Directory(place.directory));
         }
-        self.interface.names().publish(step.node(), step.number, step.to.clone());
+        self.interface.names().publish(step.node(), step.to.clone());
         if step.position != Position::State && step.from.is_some() {
             self.links_changed(step.class, step.number);
         }

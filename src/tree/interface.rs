@@ -99,7 +99,7 @@ impl Tree {
         for object in all {
             for position in Position::ALL {
                 let node = position.node(object.class(), object.number());
-                tree.names.publish(node, object.number(), view::wanted(&object, position, &tree.names));
+                tree.names.publish(node, view::wanted(&object, position, &tree.names));
             }
         }
         Arc::new_cyclic(|own| {
@@ -360,7 +360,7 @@ impl Interface for Tree {
                 let object = tree.inventory.get(class, id);
                 let object = object.ok_or_else(|| Reason::NotFound("such object any more".into()))?;
                 let node = Node::Object(class, object.number());
-                tree.names.publish(node, object.number(), view::wanted(&object, Position::Home, &tree.names));
+                tree.names.publish(node, view::wanted(&object, Position::Home, &tree.names));
                 Ok(node)
             }));
         });
@@ -377,14 +377,14 @@ impl Interface for Tree {
             return done(self.own_scratch(serial, &caller).map(|()| self.scratch.remove(serial)));
         }
         let object = self.object(node);
-        let (Node::Object(class, number), Some(object)) = (node, object) else {
+        let (Node::Object(class, _), Some(object)) = (node, object) else {
             return done(Err(self.refusal(&caller, None, "rmdir", Reason::NotEmpty)));
         };
         let tree = self.clone();
         let id = object.id();
         let published: Completion = Box::new(move |outcome| {
             if outcome.is_ok() {
-                tree.names.publish(node, number, None);
+                tree.names.publish(node, None);
             }
             done(outcome);
         });

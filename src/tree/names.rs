@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -29,12 +30,12 @@ impl Position {
     /// All of them, in the order in which a new object is published.
     pub const ALL: [Position; 3] = [Position::Home, Position::Name, Position::State];
 
-    /// Which of an object's places a node is, if it is one.
-    fn of(node: Node) -> Option<Position> {
+    /// Which of an object's places a node is, and which object's, if it is one.
+    fn of(node: Node) -> Option<(Position, Class, u64)> {
         match node {
-            Node::Object(..) => Some(Position::Home),
-            Node::NameLink(..) => Some(Position::Name),
-            Node::StateLink(..) => Some(Position::State),
+            Node::Object(class, number) => Some((Position::Home, class, number)),
+            Node::NameLink(class, number) => Some((Position::Name, class, number)),
+            Node::StateLink(class, number) => Some((Position::State, class, number)),
             Node::Directory(_)
             | Node::File(..)
             | Node::Attribute(..)
@@ -65,19 +66,26 @@ pub struct Place {
 
 #[derive(Default)]
 struct Entries {
-    by_name: HashMap<String, u64>,
-    by_cookie: BTreeMap<u64, (String, Node)>,
+    by_name: HashMap<Arc<str>, u64>,
+    by_cookie: BTreeMap<u64, (Arc<str>, Node)>,
 }
 
 /// The cookie of a place: the same wherever it stands.
-fn cookie(node: Node, number: u64) -> u64 {
-    (number << 2) | Position::of(node).map_or(0, |position| position as u64)
+fn cookie(position: Position, number: u64) -> u64 {
+    (number << 2) | position as u64
+}
+
+/// Where an object is published, by its positions.
+struct Standing {
+    class: Class,
+    places: [Option<(Directory, Arc<str>)>; Position::ALL.len()],
 }
 
 #[derive(Default)]
 struct Table {
     directories: HashMap<Directory, Entries>,
-    places: HashMap<Node, Place>,
+    /// By the object's number.
+    objects: HashMap<u64, Standing>,
 }
 
 /// See the module.
@@ -97,33 +105,42 @@ impl Names {
 
     /// Where a place is published.
     pub fn published(&self, node: Node) -> Option<Place> {
-        self.table.read().places.get(&node).cloned()
+        let (position, class, number) = Position::of(node)?;
+        let table = self.table.read();
+        let standing = table.objects.get(&number).filter(|standing| standing.class == class)?;
+        let (directory, name) = standing.places[position as usize].as_ref()?;
+        Some(Place { directory: *directory, name: name.as_ref().to_owned() })
     }
 
-    /// Moves a place to where it is published from now on; `None` removes it. `number` is its object's.
-    pub fn publish(&self, node: Node, number: u64, place: Option<Place>) {
-        self.set(node, number, place);
+    /// Moves a place to where it is published from now on; `None` removes it. Other nodes have no place.
+    pub fn publish(&self, node: Node, place: Option<Place>) {
+        self.set(node, place);
         // After the table is free again: whoever waits looks into it.
         *self.came.lock() += 1;
         self.coming.notify_all();
     }
 
-    fn set(&self, node: Node, number: u64, place: Option<Place>) {
-        let table = &mut *self.table.write();
-        let cookie = cookie(node, number);
-        if let Some(old) = table.places.remove(&node)
-            && let Some(entries) = table.directories.get_mut(&old.directory)
+    fn set(&self, node: Node, place: Option<Place>) {
+        let Some((position, class, number)) = Position::of(node) else { return };
+        let Table { directories, objects } = &mut *self.table.write();
+        let cookie = cookie(position, number);
+        let standing = objects.entry(number).or_insert_with(|| Standing { class, places: Default::default() });
+        if let Some((directory, name)) = standing.places[position as usize].take()
+            && let Some(entries) = directories.get_mut(&directory)
         {
             entries.by_cookie.remove(&cookie);
-            if entries.by_name.get(&old.name) == Some(&cookie) {
-                entries.by_name.remove(&old.name);
+            if entries.by_name.get(&name) == Some(&cookie) {
+                entries.by_name.remove(&name);
             }
         }
-        if let Some(place) = place {
-            let entries = table.directories.entry(place.directory).or_default();
-            entries.by_name.insert(place.name.clone(), cookie);
-            entries.by_cookie.insert(cookie, (place.name.clone(), node));
-            table.places.insert(node, place);
+        if let Some(Place { directory, name }) = place {
+            let name: Arc<str> = name.into();
+            let entries = directories.entry(directory).or_default();
+            entries.by_name.insert(name.clone(), cookie);
+            entries.by_cookie.insert(cookie, (name.clone(), node));
+            standing.places[position as usize] = Some((directory, name));
+        } else if standing.places.iter().all(Option::is_none) {
+            objects.remove(&number);
         }
     }
 
@@ -140,10 +157,7 @@ impl Names {
 
     /// The class of an object of which any place is published.
     pub fn class(&self, number: u64) -> Option<Class> {
-        let table = self.table.read();
-        Class::ALL.into_iter().find(|class| {
-            Position::ALL.into_iter().any(|position| table.places.contains_key(&position.node(*class, number)))
-        })
+        self.table.read().objects.get(&number).map(|standing| standing.class)
     }
 
     /// A name in one of the directories whose entries are objects.
@@ -175,22 +189,22 @@ mod tests {
         let names = Names::new();
         let at = |directory, name: &str| Some(Place { directory, name: name.to_owned() });
         let (home, link) = (Node::Object(Class::Image, 16), Node::NameLink(Class::Image, 16));
-        names.publish(link, 16, at(Directory::Trash, "web"));
-        names.publish(home, 16, at(Directory::Trash, "uuid"));
+        names.publish(link, at(Directory::Trash, "web"));
+        names.publish(home, at(Directory::Trash, "uuid"));
         let mut listed = Vec::new();
         names.list(Directory::Trash, 0, &mut |_, name, node| {
             listed.push((name.to_owned(), node));
             true
         });
         assert_eq!(listed, [("uuid".to_owned(), home), ("web".to_owned(), link)]);
-        names.publish(link, 16, at(Directory::ByNameTrash, "web"));
+        names.publish(link, at(Directory::ByNameTrash, "web"));
         assert_eq!(names.lookup(Directory::Trash, "web"), None);
         assert_eq!(names.lookup(Directory::Trash, "uuid"), Some(home));
         // A link that was moved there under the very name that its object comes under.
-        names.publish(link, 16, at(Directory::Class(Class::Image), "uuid"));
-        names.publish(link, 16, at(Directory::Trash, "uuid"));
-        names.publish(home, 16, at(Directory::Trash, "uuid"));
-        names.publish(link, 16, at(Directory::ByNameTrash, "uuid"));
+        names.publish(link, at(Directory::Class(Class::Image), "uuid"));
+        names.publish(link, at(Directory::Trash, "uuid"));
+        names.publish(home, at(Directory::Trash, "uuid"));
+        names.publish(link, at(Directory::ByNameTrash, "uuid"));
         assert_eq!(names.lookup(Directory::Trash, "uuid"), Some(home));
         assert_eq!(names.published(link), at(Directory::ByNameTrash, "uuid"));
     }

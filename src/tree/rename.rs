@@ -93,11 +93,10 @@ pub(super) fn rename(tree: Arc<Tree>, from: (Node, &str), to: (Node, &str), call
                 _ => None,
             };
             let kept = tree.clone();
-            let number = object.as_ref().map_or(0, Object::number);
             let published: Completion = Box::new(move |outcome| {
                 let moved = moved.filter(|_| outcome.is_ok());
                 if let Some((node, place)) = moved {
-                    kept.names.publish(node, number, Some(place));
+                    kept.names.publish(node, Some(place));
                     if let Some((class, id)) = identity {
                         // It stands where the kernel believes that the user put it, and goes on from there: a
                         // link to its task's directory, a name in the bin to the bin's names.

@@ -121,7 +121,7 @@ mod tests {
     fn publish(object: &Object, names: &Names) {
         for position in Position::ALL {
             let node = position.node(object.class(), object.number());
-            names.publish(node, object.number(), wanted(object, position, names));
+            names.publish(node, wanted(object, position, names));
         }
     }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::ledger::Batch;
 use super::operation::{Halt, RolledBack, Run, WhenFull};
 use crate::hypervisor::{Domain, HypervisorError};
-use crate::inventory::{Instance, Object};
+use crate::inventory::{Instance, Object, Task};
 use crate::model::record::DiskRecord;
 use crate::model::task::{Creation, Step, StepState, TaskState};
 
@@ -51,32 +51,39 @@ impl Run {
         creates: Option<Creation>,
         with: impl Fn(&mut Batch<'_>) + Send + Sync + 'static,
     ) -> Result<(), Halt> {
-        self.proceed()?;
-        let runs = |step: &Step| step.name == name && step.state == StepState::Started && step.creates == creates;
-        if self.task()?.record.steps.iter().any(runs) {
+        if !self.comes_now(name, creates.as_ref())? {
             return Ok(());
         }
         let id = self.id;
         let edit = move |batch: &mut Batch<'_>| {
             let Some(task) = batch.task(id) else { return };
-            let mut task = (*task).clone();
-            let record = &mut task.record;
-            record.state = TaskState::Processing;
-            for step in &mut record.steps {
-                if step.state == StepState::Started {
-                    step.state = StepState::Done;
-                }
-            }
-            let begun = Step { name: name.to_owned(), creates: creates.clone(), state: StepState::Started };
-            // One that runs again keeps its place: the order is that of the first creations.
-            match record.steps.iter_mut().find(|step| step.name == name) {
-                Some(step) => *step = begun,
-                None => record.steps.push(begun),
-            }
-            batch.put(Object::Task(Arc::new(task)));
+            batch.put(Object::Task(Arc::new(begun(&task, name, creates.clone()))));
             with(batch);
         };
         self.store(Arc::new(edit), WhenFull::Fail)
+    }
+
+    /// Shows that a step begins, and stores it with whatever is stored next: for one that creates nothing and by which
+    /// nothing is decided later. That the operation was asked for is stored already, and it looks before it acts when it
+    /// is run again.
+    pub(super) fn show_step(&self, name: &'static str) -> Result<(), Halt> {
+        if !self.comes_now(name, None)? {
+            return Ok(());
+        }
+        let id = self.id;
+        let edit = move |batch: &mut Batch<'_>| {
+            let Some(task) = batch.task(id) else { return };
+            batch.show(Object::Task(Arc::new(begun(&task, name, None))));
+        };
+        self.store(Arc::new(edit), WhenFull::Fail)
+    }
+
+    /// Whether the operation may go on, and this step does not run already.
+    fn comes_now(&self, name: &str, creates: Option<&Creation>) -> Result<bool, Halt> {
+        self.proceed()?;
+        let runs =
+            |step: &Step| step.name == name && step.state == StepState::Started && step.creates.as_ref() == creates;
+        Ok(!self.task()?.record.steps.iter().any(runs))
     }
 
     /// Whether a step was begun, in this life of the program or an earlier one, and not undone.
@@ -248,6 +255,25 @@ impl Run {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A task in which a step begins, and those before it are done.
+fn begun(task: &Task, name: &str, creates: Option<Creation>) -> Task {
+    let mut task = task.clone();
+    let record = &mut task.record;
+    record.state = TaskState::Processing;
+    for step in &mut record.steps {
+        if step.state == StepState::Started {
+            step.state = StepState::Done;
+        }
+    }
+    let begun = Step { name: name.to_owned(), creates, state: StepState::Started };
+    // One that runs again keeps its place: the order is that of the first creations.
+    match record.steps.iter_mut().find(|step| step.name == name) {
+        Some(step) => *step = begun,
+        None => record.steps.push(begun),
+    }
+    task
 }
 
 enum Undone {

@@ -36,7 +36,7 @@ pub(super) fn start(run: &Run) -> Result<Ending, Halt> {
             launch(run)?;
         }
         (PowerState::Paused | PowerState::PmSuspended, _) => {
-            run.begin("unpause")?;
+            run.show_step("unpause")?;
             settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
         }
         (PowerState::ShutOff, _) => launch(run)?,
@@ -53,7 +53,7 @@ pub(super) fn resume(run: &Run) -> Result<Ending, Halt> {
     }
     // Whoever saved a paused guest outside gets it back paused.
     if run.look()?.is_some_and(|domain| domain.power == PowerState::Paused) {
-        run.begin("unpause")?;
+        run.show_step("unpause")?;
         settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
     }
     run.refresh()?;
@@ -156,12 +156,18 @@ fn wait_while(run: &Run, power: PowerState, until: Instant) -> Result<(), Halt> 
 
 /// Freezes a running guest.
 pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
+    if let Some(domain) = shown(run, PowerState::Running)? {
+        run.show_step("pause")?;
+        if run.hypervisor().pause(run.object).is_ok() {
+            return told(run, Domain { power: PowerState::Paused, reason: "user".to_owned(), ..domain });
+        }
+    }
     let domain = existing(run)?;
     persist(run, &domain)?;
     match domain.power {
         PowerState::Paused => {}
         PowerState::Running | PowerState::PmSuspended | PowerState::Crashed => {
-            run.begin("pause")?;
+            run.show_step("pause")?;
             settle(run, run.hypervisor().pause(run.object), |domain| domain.power == PowerState::Paused)?;
         }
         PowerState::ShutOff => return Err(ended()),
@@ -172,17 +178,38 @@ pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
 
 /// Lets a frozen guest run again.
 pub(super) fn unpause(run: &Run) -> Result<Ending, Halt> {
+    if let Some(domain) = shown(run, PowerState::Paused)? {
+        run.show_step("unpause")?;
+        if run.hypervisor().unpause(run.object).is_ok() {
+            return told(run, Domain { power: PowerState::Running, reason: "unpaused".to_owned(), ..domain });
+        }
+    }
     let domain = existing(run)?;
     persist(run, &domain)?;
     match domain.power {
         PowerState::Running => {}
         PowerState::Paused | PowerState::PmSuspended | PowerState::Crashed => {
-            run.begin("unpause")?;
+            run.show_step("unpause")?;
             settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
         }
         PowerState::ShutOff => return Err(ended()),
     }
     run.refresh()?;
+    Ok(unchanged())
+}
+
+/// The domain as it is shown, if that says that one call is all there is to do. Whether it is still so, the call tells:
+/// asking first, and again after it, would take longer than the call.
+fn shown(run: &Run, power: PowerState) -> Result<Option<Domain>, Halt> {
+    let domain = run.instance()?.domain.clone();
+    Ok(domain.filter(|domain| domain.persistent && domain.power == power))
+}
+
+/// The hypervisor has said so by doing what was asked.
+fn told(run: &Run, domain: Domain) -> Result<Ending, Halt> {
+    if run.shared.parts.reconciler.told(domain).is_err() {
+        run.refresh()?;
+    }
     Ok(unchanged())
 }
 

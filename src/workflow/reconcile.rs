@@ -29,6 +29,7 @@ use uuid::Uuid;
 use crate::block::backends::Backends;
 use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError};
 use crate::inventory::Part;
+use crate::memory;
 use crate::model::Class;
 use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
@@ -44,6 +45,9 @@ pub use mirror::metadata_element;
 
 /// How many definitions are fetched for one transaction.
 const DEFINITIONS_PER_TRANSACTION: usize = 256;
+
+/// After as many, memory is given back.
+const MANY_DEFINITIONS: usize = 1000;
 
 /// What failed is tried again after this time.
 const RETRY: Duration = Duration::from_secs(5);
@@ -227,6 +231,20 @@ impl Reconciler {
         self.absorb(&Answers { serial, domains: vec![(id, domain)], at_rest: None })
     }
 
+    /// Shows what follows from a call that the hypervisor has just carried out, and has it asked in the background: what
+    /// somebody else did at the same moment may have come after.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Reconciler::pass`].
+    pub fn told(&self, domain: Domain) -> Result<(), HypervisorError> {
+        let (id, serial) = (domain.uuid, self.next_question.fetch_add(1, Ordering::Relaxed));
+        let result = self.absorb(&Answers { serial, domains: vec![(id, Some(domain))], at_rest: None });
+        self.pending.lock().changed.insert(id);
+        self.pending_wake.notify_all();
+        result
+    }
+
     /// How often this guest was heard to restart since we began to listen.
     pub fn reboots(&self, id: Uuid) -> u64 {
         self.reboots.lock().get(&id).copied().unwrap_or(0)
@@ -402,8 +420,13 @@ impl Reconciler {
     /// than what it knows to have mirrored.
     fn keep_details(&self) {
         let mut mirrors = mirror::load(&*self.store);
+        let mut fetched = 0;
         loop {
             let mut details = self.details.lock();
+            if details.fetch.is_empty() && fetched >= MANY_DEFINITIONS {
+                memory::give_back();
+                fetched = 0;
+            }
             while !self.stopping() && details.fetch.is_empty() && details.mirror.is_empty() {
                 self.details_wake.wait(&mut details);
             }
@@ -421,6 +444,7 @@ impl Reconciler {
                 fetch.push(id);
             }
             drop(details);
+            fetched += fetch.len();
             let outcome =
                 self.mirror_all(&mirror, &mut mirrors).and_then(|()| self.fetch_definitions(&fetch, &mut mirrors));
             let failed = outcome.is_err();

@@ -54,7 +54,7 @@ impl Fake {
     pub fn new(changes: Sender<Arc<Vec<Change>>>) -> std::io::Result<Fake> {
         let names = Names::new();
         let place = Place { directory: Directory::Class(Class::Image), name: "image".into() };
-        names.publish(Node::Object(Class::Image, IMAGE), IMAGE, Some(place));
+        names.publish(Node::Object(Class::Image, IMAGE), Some(place));
         Ok(Fake {
             names,
             values: Mutex::default(),
@@ -309,7 +309,7 @@ impl Interface for Fake {
         let node = Node::Object(Class::Instance, number);
         // As in the real tree, the change is on its way before the name is published.
         self.change(vec![], vec![(Class::Instance, number, Position::Home)]);
-        self.names.publish(node, number, Some(place));
+        self.names.publish(node, Some(place));
         done(Ok(node));
     }
 

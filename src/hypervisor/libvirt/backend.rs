@@ -102,6 +102,18 @@ impl Libvirt {
     }
 }
 
+/// Both as of one moment: a start takes the saved memory away when the domain runs already.
+fn power_and_saved_memory(domain: &LibvirtDomain) -> Result<((PowerState, &'static str), bool), Error> {
+    loop {
+        let (state, reason) = sys::state(domain)?;
+        let known = power(state, reason);
+        let has_managed_save = domain.has_managed_save(0)?;
+        if known.0 != PowerState::ShutOff || has_managed_save || sys::state(domain)? == (state, reason) {
+            return Ok((known, has_managed_save));
+        }
+    }
+}
+
 impl Hypervisor for Libvirt {
     fn identity(&self) -> Result<Identity, HypervisorError> {
         let (host_uuid, hostname) = if self.target.embed_root().is_some() {
@@ -160,17 +172,14 @@ impl Hypervisor for Libvirt {
 
     fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError> {
         let described = self.on(uuid, |domain| {
-            let before = domain.has_managed_save(0)?;
-            let (state, reason) = sys::state(domain)?;
-            let (power, reason) = power(state, reason);
-            let after = domain.has_managed_save(0)?;
+            let ((power, reason), has_managed_save) = power_and_saved_memory(domain)?;
             Ok(Domain {
                 uuid,
                 name: domain.name()?,
                 power,
                 reason: reason.to_owned(),
                 persistent: domain.is_persistent()?,
-                has_managed_save: after || (power == PowerState::ShutOff && before),
+                has_managed_save,
                 autostart: domain.autostart()?,
             })
         });
