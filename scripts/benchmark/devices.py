@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from .files import process, read, wait_for_state, write
+from .measurement import Row
 from .tree import Tree
 
 
@@ -94,12 +95,12 @@ class Devices:
             while Path(f"/proc/{self.exporter}").exists():
                 time.sleep(0.01)
 
-    def rows(self) -> list[tuple]:
-        """As rows()."""
+    def rows(self) -> list[Row]:
         names = {"raw": "losetup", "qcow2": "storage daemon, loop"}
+        reach = {"raw": 1 / 0.9, "qcow2": 1 / 0.8}
         return [
-            (f"{form} device, {'write' if writes else 'read'}", 1,
-             Device(self.ours[form], self.mebibytes, writes), names[form],
-             Device(self.theirs[form], self.mebibytes, writes))
+            Row(f"{form} device, {'write' if writes else 'read'}",
+                Device(self.ours[form], self.mebibytes, writes), names[form],
+                Device(self.theirs[form], self.mebibytes, writes), reach=reach[form])
             for form in names for writes in (True, False)
         ]

@@ -14,10 +14,6 @@ def read(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def read_all(path: Path) -> bytes:
-    return path.read_bytes()
-
-
 def write(path: Path, value: str):
     descriptor = os.open(path, os.O_WRONLY)
     try:

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 from .files import process, rehearse, wait_for_state, write
+from .measurement import Row
 from .tree import Tree
 
 
@@ -74,15 +75,18 @@ class DraftCopy:
             wait_for_state(self.draft, b"active")
 
 
-def image_rows(tree: Tree, mebibytes: int) -> list[tuple]:
-    """As rows(), with random data."""
-    source = tree.directory / "source"
-    with open(source, "wb") as file:
+def make_source(tree: Tree, mebibytes: int):
+    """Random data, for images and disks."""
+    with open(tree.directory / "source", "wb") as file:
         for _ in range(mebibytes):
             file.write(os.urandom(1 << 20))
+
+
+def image_rows(tree: Tree, mebibytes: int) -> list[Row]:
+    source = tree.directory / "source"
     return [
-        (f"cp {mebibytes} MiB into data", 1, DraftCopy(tree, source, False), "cp",
-         PlainCopy(source, tree.directory / "copy", False)),
-        ("the same, and commit", 1, DraftCopy(tree, source, True), "cp, sha512sum, info",
-         PlainCopy(source, tree.directory / "verified", True)),
+        Row(f"cp {mebibytes} MiB into data", DraftCopy(tree, source, False), "cp",
+            PlainCopy(source, tree.directory / "copy", False), reach=1 / 0.9),
+        Row("the same, and commit", DraftCopy(tree, source, True), "cp, sha512sum, info",
+            PlainCopy(source, tree.directory / "verified", True), reach=0.75),
     ]

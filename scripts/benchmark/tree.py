@@ -1,10 +1,7 @@
 """The tree that is measured."""
 
-import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,9 +9,9 @@ from pathlib import Path
 
 
 class Tree:
-    """A tree of simulated instances in a directory of its own; unmounted and removed on leaving."""
+    """A tree on a simulated host, in a directory of its own; unmounted and removed on leaving."""
 
-    def __init__(self, program: Path, count: int):
+    def __init__(self, program: Path):
         self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
         self.directory.chmod(0o711)
         self.root = self.directory / "tree"
@@ -24,15 +21,10 @@ class Tree:
             [program, "mount", "--connect", f"simulated:{self.directory}/simulated",
              "--state-dir", self.directory / "state", self.root],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
-        self.instances: list[Path] = []
-        self.count = count
 
     def __enter__(self):
         try:
             self._wait_until_mounted()
-            started = time.perf_counter()
-            self.instances = self._appear()
-            self.setup_seconds = time.perf_counter() - started
         except BaseException:
             self.__exit__()
             raise
@@ -44,23 +36,6 @@ class Tree:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("bench: the tree was not mounted:\n" + (self.directory / "daemon.log").read_text())
             time.sleep(0.05)
-
-    def _appear(self) -> list[Path]:
-        """Has the simulated host define them at once, as virsh would, and waits until all are instances."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-            control.connect(str(self.directory / "simulated" / "control"))
-            request = {"do": "bulk", "count": self.count, "prefix": "bench"}
-            control.sendall(json.dumps(request).encode() + b"\n")
-            answer = json.loads(control.makefile().readline())
-        if not answer.get("ok"):
-            raise SystemExit(f"bench: the simulated host refused: {answer}")
-        instances = [self.root / "instances" / name for name in answer["uuids"]]
-        deadline = time.monotonic() + 60
-        while len(os.listdir(self.root / "instances")) < self.count:
-            if time.monotonic() > deadline:
-                raise SystemExit("bench: the instances did not appear")
-            time.sleep(0.01)
-        return instances
 
     def __exit__(self, *_):
         self.daemon.send_signal(signal.SIGTERM)

@@ -1,0 +1,154 @@
+"""A host of many machines: a private libvirtd, and the tree on it."""
+
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+START = """
+    for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt log:/var/log/libvirt cache:/var/cache/libvirt; do
+        mkdir -p "${pair#*:}" && mount --bind "$1/${pair%%:*}" "${pair#*:}" || exit 1
+    done
+    exec libvirtd -f "$1/etc/libvirtd.conf" -p "$1/run/libvirtd.pid"
+"""
+# Firmware that finds nothing to boot and halts.
+DEFINITION = """<domain type='qemu'>
+  <name>{name}</name><uuid>{identity}</uuid>
+  <memory unit='MiB'>16</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+</domain>
+"""
+
+
+class Probe:
+    """A compiled program that does what it is told; see probe.c."""
+
+    def __init__(self, directory: Path):
+        program = directory / "probe"
+        source = Path(__file__).with_name("probe.c")
+        subprocess.run(["cc", "-O2", "-Wall", "-o", program, source, "-lvirt", "-pthread"], check=True)
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *words) -> list[int]:
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("bench: the probe ended")
+        return [int(number) for number in answer.split()]
+
+    def timed(self, *words):
+        """The median of one order's times in seconds, each time that this is called."""
+        only_first = words[0] in ("states", "slurp", "stats")
+        return lambda: statistics.median(self.ask(*words)[: 1 if only_first else None]) / 1e9
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def resident_kib(pid: int) -> int:
+    """What a process has in memory."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1])
+
+
+class Host:
+    """A libvirtd in directories of its own, with stopped domains and one that runs; all gone on leaving."""
+
+    def __init__(self, program: Path, count: int):
+        self.program = program
+        self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
+        self.directory.chmod(0o711)
+        for name in ("etc", "lib", "run", "log", "cache", "tree"):
+            (self.directory / name).mkdir()
+        self.socket = self.directory / "run/libvirt-sock"
+        self.uri = f"qemu:///system?socket={self.socket}"
+        self.root = self.directory / "tree"
+        self.count = count + 1
+        self.libvirtd = self.daemon = None
+        self._configure()
+        self.running = self._define("bench-running")
+        self.stopped = [self._define(f"bench-{number}") for number in range(count)]
+        self.any = self.stopped[0]
+        self.probe = Probe(self.directory)
+
+    def _configure(self):
+        at = self.directory
+        (at / "etc/libvirtd.conf").write_text(
+            f'unix_sock_dir = "{at}/run"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\nlisten_tls = 0\n'
+            f'listen_tcp = 0\nhost_uuid = "{uuid.uuid4()}"\nlog_outputs = "2:file:{at}/log/libvirtd.log"\n')
+        (at / "etc/qemu.conf").write_text(
+            'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nstdio_handler = "file"\n'
+            'namespaces = []\ncgroup_controllers = []\nremember_owner = 0\n')
+        (at / "etc/qemu").mkdir()
+
+    def _define(self, name: str) -> str:
+        identity = str(uuid.uuid4())
+        (self.directory / "etc/qemu" / f"{name}.xml").write_text(DEFINITION.format(name=name, identity=identity))
+        return identity
+
+    def __enter__(self):
+        try:
+            self.start_libvirtd()
+            self.virsh("start", self.running)
+            self.first_start_seconds = self.start_daemon()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def virsh(self, *words):
+        subprocess.run(["virsh", "--quiet", "--connect", self.uri, *words], check=True, stdout=subprocess.DEVNULL)
+
+    def start_libvirtd(self) -> float:
+        """Returns after how many seconds it has told of all domains."""
+        self.socket.unlink(missing_ok=True)
+        begun = time.perf_counter()
+        self.libvirtd = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "bash", "-c", START, "bash", self.directory],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return self._until(begun, lambda: self.socket.exists()
+                           and self.probe.ask("connect", self.uri)[1] >= self.count, self.libvirtd)
+
+    def stop_libvirtd(self):
+        self.libvirtd.terminate()
+        self.libvirtd.wait()
+
+    def start_daemon(self) -> float:
+        """Returns after how many seconds all instances say their state."""
+        instances = self.root / "instances"
+        begun = time.perf_counter()
+        with open(self.directory / "daemon.log", "ab") as log:
+            self.daemon = subprocess.Popen(
+                [self.program, "mount", "--connect", self.uri, "--state-dir", self.directory / "state", self.root],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return self._until(begun, lambda: self.root.is_mount()
+                           and self.probe.ask("states", instances, "state")[1] >= self.count, self.daemon)
+
+    def stop_daemon(self):
+        self.daemon.terminate()
+        self.daemon.wait()
+
+    def _until(self, begun: float, holds, process: subprocess.Popen) -> float:
+        while not holds():
+            if process.poll() is not None or time.perf_counter() - begun > 120:
+                raise SystemExit(f"bench: {process.args[0]} did not start; see {self.directory}")
+            time.sleep(0.002)
+        return time.perf_counter() - begun
+
+    def __exit__(self, *_):
+        if self.daemon:
+            self.stop_daemon()
+        if self.libvirtd:
+            subprocess.run(["virsh", "--quiet", "--connect", self.uri, "destroy", self.running], check=False)
+            self.stop_libvirtd()
+        self.probe.end()
+        if self.root.is_mount():
+            subprocess.run(["umount", "-l", self.root], check=False)
+        # Never through a mount: only what this run made in its own directory.
+        if not self.root.is_mount():
+            shutil.rmtree(self.directory)
