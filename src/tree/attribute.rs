@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::model::Class;
 use crate::model::domain::ConsoleDevice;
 use crate::model::reason::Reason;
-use crate::tree::document;
 use crate::tree::reference::Resolver;
+use crate::tree::{Kind, document};
 
 /// The type column of the documentation, and what `--help` of a file would say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,27 @@ pub enum Read<O> {
     OfferKey,
 }
 
+impl<O> Read<O> {
+    /// What a row with it is in an object's directory.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Read::Link(_) => Kind::Symlink,
+            Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => Kind::Directory,
+            Read::Nothing
+            | Read::Value(_)
+            | Read::Sometimes(_)
+            | Read::Place(_)
+            | Read::Document(_)
+            | Read::Definition
+            | Read::Stream
+            | Read::Data
+            | Read::Console(_)
+            | Read::Entries(_)
+            | Read::OfferKey => Kind::File,
+        }
+    }
+}
+
 /// What a write does.
 pub enum Write<C> {
     /// Read-only for everybody, root too.
@@ -160,18 +181,7 @@ impl<O, C> Row<O, C> {
     pub fn keys(&self, object: &O) -> Vec<KeyFile> {
         match &self.read {
             Read::Keys(keys) | Read::Links(keys) | Read::Nested(keys) | Read::Entries(keys) => keys(object),
-            Read::Nothing
-            | Read::Value(_)
-            | Read::Sometimes(_)
-            | Read::Place(_)
-            | Read::Link(_)
-            | Read::Document(_)
-            | Read::Definition
-            | Read::Stream
-            | Read::Data
-            | Read::Console(_)
-            | Read::Directory
-            | Read::OfferKey => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -179,21 +189,7 @@ impl<O, C> Row<O, C> {
     pub fn place(&self, object: &O) -> Option<(Class, Uuid)> {
         match &self.read {
             Read::Place(place) => place(object),
-            Read::Nothing
-            | Read::Value(_)
-            | Read::Sometimes(_)
-            | Read::Link(_)
-            | Read::Document(_)
-            | Read::Definition
-            | Read::Stream
-            | Read::Data
-            | Read::Console(_)
-            | Read::Directory
-            | Read::Keys(_)
-            | Read::Links(_)
-            | Read::Nested(_)
-            | Read::Entries(_)
-            | Read::OfferKey => None,
+            _ => None,
         }
     }
 
@@ -204,21 +200,7 @@ impl<O, C> Row<O, C> {
 
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
-        match self.read {
-            Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => true,
-            Read::Nothing
-            | Read::Value(_)
-            | Read::Sometimes(_)
-            | Read::Place(_)
-            | Read::Link(_)
-            | Read::Document(_)
-            | Read::Definition
-            | Read::Stream
-            | Read::Data
-            | Read::Console(_)
-            | Read::Entries(_)
-            | Read::OfferKey => false,
-        }
+        self.read.kind() == Kind::Directory
     }
 
     /// Whether the value is there, and is empty.
@@ -233,18 +215,7 @@ impl<O, C> Row<O, C> {
             Read::Sometimes(render) => render(object).map(|value| value + "\n"),
             Read::Document(render) => Some(render(object)),
             Read::Nothing => Some(String::new()),
-            Read::Place(_)
-            | Read::Link(_)
-            | Read::Definition
-            | Read::Stream
-            | Read::Data
-            | Read::Console(_)
-            | Read::Directory
-            | Read::Keys(_)
-            | Read::Links(_)
-            | Read::Nested(_)
-            | Read::Entries(_)
-            | Read::OfferKey => None,
+            _ => None,
         }
     }
 }

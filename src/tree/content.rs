@@ -58,7 +58,7 @@ impl Tree {
                     let size = self.row_size(row, image.as_ref(), object)?;
                     let mode = rights::image_row(row, image);
                     let rights = mode.map_or(rights::ROOT_ALONE, |mode| rights::rights(object, mode, group));
-                    let attributes = with(rights, row_kind(row), size, row_caching(row));
+                    let attributes = with(rights, row.read.kind(), size, row_caching(row));
                     if !matches!(row.read, Read::Data) {
                         return Some(attributes);
                     }
@@ -75,13 +75,13 @@ impl Tree {
                         Read::OfferKey => rights::of_offerer(transfer, row.mode),
                         _ => rights::rights(object, row.mode, group),
                     };
-                    Some(with(rights, row_kind(row), size, row_caching(row)))
+                    Some(with(rights, row.read.kind(), size, row_caching(row)))
                 }
                 Object::Instance(_) | Object::Flavor(_) | Object::Task(_) | Object::Volume(_) | Object::Backend(_) => {
                     with_table!(object, |rows, value| {
                         let row = find(rows, id)?;
                         let size = self.row_size(row, value.as_ref(), object)?;
-                        Some(plain(row_kind(row), row.mode, size, row_caching(row)))
+                        Some(plain(row.read.kind(), row.mode, size, row_caching(row)))
                     })
                 }
             },
@@ -367,24 +367,6 @@ pub(super) fn find<O, C>(rows: &'static [Row<O, C>], id: u8) -> Option<&'static 
     rows.iter().find(|row| row.id == id)
 }
 
-pub(super) fn row_kind<O, C>(row: &Row<O, C>) -> Kind {
-    match row.read {
-        Read::Link(_) => Kind::Symlink,
-        Read::Nothing
-        | Read::Value(_)
-        | Read::Sometimes(_)
-        | Read::Place(_)
-        | Read::Document(_)
-        | Read::Definition
-        | Read::Stream
-        | Read::Data
-        | Read::Console(_)
-        | Read::Entries(_)
-        | Read::OfferKey => Kind::File,
-        Read::Directory | Read::Keys(_) | Read::Links(_) | Read::Nested(_) => Kind::Directory,
-    }
-}
-
 /// What may not exist any more the next time is asked for each time: a console ends with the guest's run, and other files
 /// with the object's stay in the bin.
 fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
@@ -408,20 +390,6 @@ fn row_caching<O, C>(row: &Row<O, C>) -> Caching {
 pub(super) fn link<O, C>(row: &Row<O, C>, value: &O) -> Option<String> {
     match &row.read {
         Read::Link(target) => target(value),
-        Read::Nothing
-        | Read::Value(_)
-        | Read::Sometimes(_)
-        | Read::Place(_)
-        | Read::Document(_)
-        | Read::Definition
-        | Read::Stream
-        | Read::Data
-        | Read::Console(_)
-        | Read::Directory
-        | Read::Keys(_)
-        | Read::Links(_)
-        | Read::Nested(_)
-        | Read::Entries(_)
-        | Read::OfferKey => None,
+        _ => None,
     }
 }

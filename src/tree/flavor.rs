@@ -2,7 +2,7 @@
 
 use super::account::{group, group_name};
 use super::attribute::{Read, Row, Type, Write};
-use super::reference::Resolver;
+use super::rows::{document, read_only, row, with_read, writable};
 use super::value::{boolean, filled, memory_bytes, root_disk_bytes, vcpus};
 use super::{errors, spec};
 use crate::inventory::Flavor;
@@ -13,28 +13,6 @@ use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type FlavorRow = Row<Flavor, FlavorChange>;
-
-type Parse = fn(&str, &Resolver<'_>) -> Result<FlavorChange, Reason>;
-
-const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> FlavorRow {
-    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
-}
-
-const fn read_only(mut row: FlavorRow, read: fn(&Flavor) -> String) -> FlavorRow {
-    row.read = Read::Value(read);
-    row
-}
-
-const fn writable(mut row: FlavorRow, read: fn(&Flavor) -> String, write: Parse) -> FlavorRow {
-    row.read = Read::Value(read);
-    row.write = Write::Change(write);
-    row
-}
-
-const fn with_read(mut row: FlavorRow, read: Read<Flavor>) -> FlavorRow {
-    row.read = read;
-    row
-}
 
 /// The table.
 pub static ROWS: &[FlavorRow] = &[
@@ -94,20 +72,18 @@ pub static ROWS: &[FlavorRow] = &[
         |flavor| u8::from(flavor.record.is_public).to_string(),
         |value, _| boolean(value).map(FlavorChange::IsPublic),
     ),
-    Row {
-        write: Write::Change(|value, _| groups(value).map(FlavorChange::Access)),
-        ..with_read(
-            row(
-                8,
-                "access",
-                0o660,
-                Type::Groups,
-                "The projects that may use it where it is not public, one per line. Root writes the whole list, \
-                 separated by whitespace; empty clears it.",
-            ),
-            Read::Document(|flavor| flavor.record.access.iter().map(|gid| group_name(*gid) + "\n").collect()),
-        )
-    },
+    document(
+        row(
+            8,
+            "access",
+            0o660,
+            Type::Groups,
+            "The projects that may use it where it is not public, one per line. Root writes the whole list, \
+             separated by whitespace; empty clears it.",
+        ),
+        |flavor| flavor.record.access.iter().map(|gid| group_name(*gid) + "\n").collect(),
+        Write::Change(|value, _| groups(value).map(FlavorChange::Access)),
+    ),
     read_only(row(9, "created_at", 0o440, Type::Time, "When it was made."), |flavor| {
         flavor.record.created_at.to_string()
     }),
@@ -122,18 +98,18 @@ pub static ROWS: &[FlavorRow] = &[
         row(12, "errors", 0o440, Type::Document("lines"), "The last 16 refusals, the newest last."),
         Read::Document(|flavor| errors::all(&flavor.record.errors)),
     ),
-    Row {
-        read: Read::Document(spec::render),
-        write: Write::Spec,
-        ..row(
+    document(
+        row(
             50,
             DOCUMENT,
             0o660,
             Type::Document("JSON"),
             "What can be written, as one document; see flavors.schema.json. Written by root, it is taken or refused as a whole; \
              keys that are absent stay.",
-        )
-    },
+        ),
+        spec::render,
+        Write::Spec,
+    ),
 ];
 
 /// Projects by name or number.

@@ -3,7 +3,7 @@
 use super::account::{group, group_name, user, user_name};
 use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
-use super::reference::Resolver;
+use super::rows::{directory, document, free_directory, read_only, row, verb, with_read, writable};
 use super::value::{boolean, escape, filled, malformed, metadata_key, name, number as number_of, unescape};
 use super::{bin, errors, spec};
 use crate::inventory::Image;
@@ -11,63 +11,11 @@ use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::change::ImageChange;
 use crate::model::image::{Format, Word, available};
-use crate::model::reason::Reason;
 use crate::model::sharing::{Status, Visibility};
 use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type ImageRow = Row<Image, ImageChange>;
-
-type Parse = fn(&str, &Resolver<'_>) -> Result<ImageChange, Reason>;
-type ParseKey = fn(&str, &str, &Resolver<'_>) -> Result<ImageChange, Reason>;
-
-const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> ImageRow {
-    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
-}
-
-const fn read_only(mut row: ImageRow, read: fn(&Image) -> String) -> ImageRow {
-    row.read = Read::Value(read);
-    row
-}
-
-const fn writable(mut row: ImageRow, read: fn(&Image) -> String, write: Parse) -> ImageRow {
-    row.read = Read::Value(read);
-    row.write = Write::Change(write);
-    row
-}
-
-const fn verb(mut row: ImageRow, write: Parse) -> ImageRow {
-    row.write = Write::Change(write);
-    row
-}
-
-const fn with_read(mut row: ImageRow, read: Read<Image>) -> ImageRow {
-    row.read = read;
-    row
-}
-
-const fn free_directory(
-    mut row: ImageRow,
-    read: fn(&Image) -> Vec<KeyFile>,
-    write: ParseKey,
-    remove: fn(&str) -> Result<ImageChange, Reason>,
-) -> ImageRow {
-    row.read = Read::Keys(read);
-    row.write = Write::FreeKey { write, remove };
-    row
-}
-
-const fn directory(mut row: ImageRow, read: fn(&Image) -> Vec<KeyFile>, write: ParseKey) -> ImageRow {
-    row.read = Read::Keys(read);
-    row.write = Write::Key(write);
-    row
-}
-
-const fn data(mut row: ImageRow) -> ImageRow {
-    row.read = Read::Data;
-    row.write = Write::Data;
-    row
-}
 
 /// The table.
 pub static ROWS: &[ImageRow] = &[
@@ -125,7 +73,11 @@ pub static ROWS: &[ImageRow] = &[
             _ => Err(malformed("write qcow2 or raw")),
         },
     ),
-    data(row(9, "data", 0o660, Type::Data, "The image itself: written in a draft, never changed (0440) once active.")),
+    Row {
+        read: Read::Data,
+        write: Write::Data,
+        ..row(9, "data", 0o660, Type::Data, "The image itself: written in a draft, never changed (0440) once active.")
+    },
     read_only(row(10, "size_bytes", 0o440, Type::Number("bytes"), "Length of data; empty until active."), |image| {
         number(image, image.record.size_bytes)
     }),
@@ -263,18 +215,18 @@ pub static ROWS: &[ImageRow] = &[
         |image| image.record.min_memory_bytes.to_string(),
         |value, _| number_of(filled(value)?, 0, LARGEST, "bytes").map(ImageChange::MinMemoryBytes),
     ),
-    Row {
-        read: Read::Document(spec::render),
-        write: Write::Spec,
-        ..row(
+    document(
+        row(
             50,
             DOCUMENT,
             0o660,
             Type::Document("JSON"),
             "What can be written, as one document; see images.schema.json. Written, it is taken or refused as a whole; \
              keys that are absent stay.",
-        )
-    },
+        ),
+        spec::render,
+        Write::Spec,
+    ),
     with_read(
         row(70, "class", 0o440, Type::Word, bin::CLASS),
         Read::Sometimes(|image| bin::class(Class::Image, image.record.bin.as_ref())),

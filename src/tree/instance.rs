@@ -3,7 +3,7 @@
 use super::account::{group, group_name, user, user_name};
 use super::attribute::{KeyFile, Read, Row, Type, Write};
 use super::directory::metadata;
-use super::reference::Resolver;
+use super::rows::{document, free_directory, read_only, row, verb, with_read, writable};
 use super::value::{
     boolean, filled, instance_name, malformed, memory_bytes, metadata_key, number, one, root_disk_bytes, vcpus,
 };
@@ -21,51 +21,6 @@ use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type InstanceRow = Row<Instance, InstanceChange>;
-
-type Parse = fn(&str, &Resolver<'_>) -> Result<InstanceChange, Reason>;
-type ParseKey = fn(&str, &str, &Resolver<'_>) -> Result<InstanceChange, Reason>;
-
-const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> InstanceRow {
-    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
-}
-
-const fn read_only(mut row: InstanceRow, read: fn(&Instance) -> String) -> InstanceRow {
-    row.read = Read::Value(read);
-    row
-}
-
-const fn writable(mut row: InstanceRow, read: fn(&Instance) -> String, write: Parse) -> InstanceRow {
-    row.read = Read::Value(read);
-    row.write = Write::Change(write);
-    row
-}
-
-const fn verb(mut row: InstanceRow, write: Parse) -> InstanceRow {
-    row.write = Write::Change(write);
-    row
-}
-
-const fn directory(
-    mut row: InstanceRow,
-    read: fn(&Instance) -> Vec<KeyFile>,
-    write: ParseKey,
-    remove: fn(&str) -> Result<InstanceChange, Reason>,
-) -> InstanceRow {
-    row.read = Read::Keys(read);
-    row.write = Write::FreeKey { write, remove };
-    row
-}
-
-const fn document(mut row: InstanceRow, read: fn(&Instance) -> String, write: Write<InstanceChange>) -> InstanceRow {
-    row.read = Read::Document(read);
-    row.write = write;
-    row
-}
-
-const fn with_read(mut row: InstanceRow, read: Read<Instance>) -> InstanceRow {
-    row.read = read;
-    row
-}
 
 /// `console.log`, and all pieces of the log.
 pub const CONSOLE_LOG: u8 = 27;
@@ -316,7 +271,7 @@ pub static ROWS: &[InstanceRow] = &[
         row(33, "reset_state", 0o220, Type::Boolean, "1, by root: give up a stuck task and look at libvirt again."),
         |value, _| one(value).map(|()| InstanceChange::ResetState),
     ),
-    directory(
+    free_directory(
         row(
             34,
             "metadata",

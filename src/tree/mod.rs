@@ -28,6 +28,7 @@ pub mod reference;
 mod rename;
 pub mod rights;
 pub mod root;
+mod rows;
 mod schema;
 mod scratch;
 mod spec;

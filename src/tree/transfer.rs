@@ -2,11 +2,10 @@
 
 use super::attribute::{Read, Row, Type, Write};
 use super::errors;
-use super::reference::Resolver;
+use super::rows::verb;
 use super::value::{filled, malformed};
 use crate::inventory::Transfer;
 use crate::model::Class;
-use crate::model::reason::Reason;
 use crate::model::secret::Secret;
 use crate::model::transfer::{State, TransferChange};
 
@@ -22,14 +21,6 @@ const fn row(
     description: &'static str,
 ) -> TransferRow {
     Row { id, name, mode, kind, read, write: Write::Never, description }
-}
-
-const fn writable(
-    mut row: TransferRow,
-    write: fn(&str, &Resolver<'_>) -> Result<TransferChange, Reason>,
-) -> TransferRow {
-    row.write = Write::Change(write);
-    row
 }
 
 /// `accept`
@@ -69,7 +60,7 @@ pub static ROWS: &[TransferRow] = &[
         Read::Value(|transfer| transfer.record.expiry.at.to_string()),
         "Until when it can be taken.",
     ),
-    writable(
+    verb(
         row(
             5,
             "state",
@@ -86,7 +77,7 @@ pub static ROWS: &[TransferRow] = &[
             }
         },
     ),
-    writable(
+    verb(
         row(
             ACCEPT,
             "accept",

@@ -2,7 +2,7 @@
 
 use super::account::{group, group_name, user, user_name};
 use super::attribute::{KeyFile, Read, Row, Type, Write};
-use super::reference::Resolver;
+use super::rows::{document, read_only, row, verb, with_read, writable};
 use super::value::{boolean, escape, filled, malformed, name, number, unescape};
 use super::{bin, errors, offer, spec};
 use crate::inventory::Volume;
@@ -17,33 +17,6 @@ use crate::workflow::request::DOCUMENT;
 
 /// The rows; ids are fixed for ever.
 pub type VolumeRow = Row<Volume, VolumeChange>;
-
-type Parse = fn(&str, &Resolver<'_>) -> Result<VolumeChange, Reason>;
-
-const fn row(id: u8, name: &'static str, mode: u16, kind: Type, description: &'static str) -> VolumeRow {
-    Row { id, name, mode, kind, read: Read::Nothing, write: Write::Never, description }
-}
-
-const fn read_only(mut row: VolumeRow, read: fn(&Volume) -> String) -> VolumeRow {
-    row.read = Read::Value(read);
-    row
-}
-
-const fn with_read(mut row: VolumeRow, read: Read<Volume>) -> VolumeRow {
-    row.read = read;
-    row
-}
-
-const fn writable(mut row: VolumeRow, read: fn(&Volume) -> String, write: Parse) -> VolumeRow {
-    row.read = Read::Value(read);
-    row.write = Write::Change(write);
-    row
-}
-
-const fn verb(mut row: VolumeRow, write: Parse) -> VolumeRow {
-    row.write = Write::Change(write);
-    row
-}
 
 /// `attachments`
 pub const ATTACHMENTS: u8 = 31;
@@ -309,18 +282,18 @@ pub static ROWS: &[VolumeRow] = &[
              these alone. Reads the offer's uuid; empty without one. Nobody can use the volume meanwhile.",
         )
     },
-    Row {
-        read: Read::Document(spec::render),
-        write: Write::Spec,
-        ..row(
+    document(
+        row(
             50,
             DOCUMENT,
             0o660,
             Type::Document("JSON"),
             "What can be written, as one document; see volumes.schema.json. Written, it is taken or refused as a whole; \
              keys that are absent stay.",
-        )
-    },
+        ),
+        spec::render,
+        Write::Spec,
+    ),
     with_read(
         row(70, "class", 0o440, Type::Word, bin::CLASS),
         Read::Sometimes(|volume| bin::class(Class::Volume, volume.record.bin.as_ref())),
