@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 
 use super::judge::Judge;
-use super::network;
-use super::{bin, draft};
+use super::{bin, network};
 use crate::inventory::{Flavor, Image, Instance};
 use crate::model::caller::{Caller, Ownership};
 use crate::model::change::{ImageChange, InstanceChange};
@@ -254,26 +253,6 @@ impl Judge<'_, '_> {
             | InstanceChange::ResetState => {}
         }
         Ok(())
-    }
-
-    /// Makes a draft of an instance or image.
-    pub(super) fn ownership_for(&self, caller: &Caller) -> Ownership {
-        let project = match self.shared.settings.projects.contains(&caller.gid) {
-            true => caller.gid,
-            false => crate::model::caller::NO_PROJECT,
-        };
-        Ownership { owner: caller.uid, project, generation: 0 }
-    }
-
-    /// A new instance draft, numbered.
-    pub(super) fn instance_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Instance {
-        let network = self.shared.parts.hypervisor.networks().default;
-        draft::new_instance(id, self.batch.next_number(), self.ownership_for(caller), network, self.now)
-    }
-
-    /// A new image draft, numbered.
-    pub(super) fn image_draft(&mut self, caller: &Caller, id: uuid::Uuid) -> Image {
-        draft::new_image(id, self.batch.next_number(), self.ownership_for(caller), self.now)
     }
 
     /// Writes an attribute of an image that is nothing but a record.

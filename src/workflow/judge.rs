@@ -8,22 +8,18 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::apply::Words;
-use super::draft;
+use super::beginning::wanted_name;
 use super::engine::Shared;
 use super::events::Entry;
 use super::ledger::Batch;
-use super::orders::may_write;
 use super::request::{DOCUMENT, Request};
 use super::subject::Subject;
-use super::{boot, define_again, delete, network};
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask, Task, Volume};
 use crate::model::Class;
-use crate::model::caller::{Caller, NO_PROJECT, Ownership};
-use crate::model::change::{Effect, InstanceChange};
-use crate::model::protection::{Action, check_deletion};
+use crate::model::caller::{Caller, Ownership};
+use crate::model::change::Effect;
 use crate::model::reason::Reason;
 use crate::model::record::ErrorLine;
-use crate::model::sharing::may_read;
 use crate::model::task::{Operation, TaskRecord, TaskState};
 
 /// Names that running operations will give, with the instance and the operation.
@@ -92,48 +88,28 @@ impl Judge<'_, '_> {
         }
     }
 
-    /// Remembers a refusal with its object.
+    /// Remembers a refusal with its object; whether it has a place for it.
     pub(super) fn refuse(&mut self, object: Option<(Class, Uuid)>, line: ErrorLine) -> bool {
-        match object.and_then(|(class, id)| self.batch.get(class, id)) {
-            Some(Object::Instance(instance)) => {
-                let mut instance = (*instance).clone();
-                instance.record.errors.push(line);
-                self.batch.show(Object::Instance(Arc::new(instance)));
-                true
-            }
-            Some(Object::Image(image)) => {
-                let mut image = (*image).clone();
-                image.record.errors.push(line);
-                self.batch.show(Object::Image(Arc::new(image)));
-                true
-            }
-            Some(Object::Flavor(flavor)) => {
-                let mut flavor = (*flavor).clone();
-                flavor.record.errors.push(line);
-                self.batch.show(Object::Flavor(Arc::new(flavor)));
-                true
-            }
-            Some(Object::Volume(volume)) => {
-                let mut volume = (*volume).clone();
-                volume.record.errors.push(line);
-                self.batch.show(Object::Volume(Arc::new(volume)));
-                true
-            }
+        let object = match object.and_then(|(class, id)| self.batch.get(class, id)) {
+            Some(Object::Instance(instance)) => refused(&*instance, line),
+            Some(Object::Image(image)) => refused(&*image, line),
+            Some(Object::Flavor(flavor)) => refused(&*flavor, line),
+            Some(Object::Volume(volume)) => refused(&*volume, line),
             Some(Object::Transfer(transfer)) => {
                 let mut transfer = (*transfer).clone();
                 transfer.record.errors.push(line);
-                self.batch.show(Object::Transfer(Arc::new(transfer)));
-                true
+                Object::Transfer(Arc::new(transfer))
             }
             // Of one that has begun the message tells how that went.
             Some(Object::Task(task)) if task.record.draft.is_some() => {
                 let mut task = (*task).clone();
                 task.record.message = line.reason;
-                self.batch.show(Object::Task(Arc::new(task)));
-                true
+                Object::Task(Arc::new(task))
             }
-            Some(Object::Task(_) | Object::Backend(_)) | None => false,
-        }
+            Some(Object::Task(_) | Object::Backend(_)) | None => return false,
+        };
+        self.batch.show(object);
+        true
     }
 
     fn change<S: Subject>(
@@ -268,208 +244,6 @@ impl Judge<'_, '_> {
         self.batch.put(Object::Instance(Arc::new(instance)));
     }
 
-    fn make_flavor(&mut self, caller: &Caller, id: Uuid, name: &str) -> Result<Accepted, Reason> {
-        let ownership = Ownership { project: NO_PROJECT, ..self.ownership_for(caller) };
-        crate::model::flavor::by_root(caller.role(&ownership))?;
-        if self.batch.has_flavor_named(name) {
-            return Err(Reason::Exists);
-        }
-        let number = self.batch.next_number();
-        self.batch.put(Object::Flavor(Arc::new(draft::new_flavor(id, number, name, ownership, self.now))));
-        let told = Words { what: "draft".into(), from: String::new(), to: "draft".to_owned() };
-        Ok(Accepted { entries: vec![entry(Class::Flavor, id, name, caller, told)], ..Accepted::default() })
-    }
-
-    fn make_draft(&mut self, caller: &Caller, class: Class, id: Uuid) -> Result<Accepted, Reason> {
-        if self.batch.contains(id) {
-            return Err(Reason::Exists);
-        }
-        let limit = self.shared.settings.drafts_per_user;
-        if self.count_drafts(caller.uid) >= limit {
-            return Err(Reason::DraftQuota { limit });
-        }
-        let object = match class {
-            Class::Instance => Object::Instance(Arc::new(self.instance_draft(caller, id))),
-            Class::Image => Object::Image(Arc::new(self.image_draft(caller, id))),
-            Class::Task => Object::Task(Arc::new(self.task_draft(caller, id))),
-            Class::Volume => Object::Volume(Arc::new(self.volume_draft(caller, id))),
-            Class::Transfer => {
-                return Err(Reason::Policy("an offer is made by writing to a volume's transfer".to_owned()));
-            }
-            Class::Backend => return Err(Reason::Policy("backends are named in the configuration".to_owned())),
-            Class::Flavor => return Err(Reason::Policy("a flavor is made by its name".to_owned())),
-        };
-        self.batch.put(object);
-        *self.drafts.entry(caller.uid).or_default() += 1;
-        let told = Words { what: "draft".into(), from: String::new(), to: "draft".to_owned() };
-        Ok(Accepted { entries: vec![entry(class, id, &id.to_string(), caller, told)], ..Accepted::default() })
-    }
-
-    /// A draft without anything in it has nothing on any disk: its record is all there is.
-    fn discard_unwritten(&mut self, caller: &Caller, class: Class, id: Uuid) -> Result<Accepted, Reason> {
-        let missing = || Reason::NotFound(format!("{} {id}", class.noun()));
-        let (owner, name) = match self.batch.get(class, id).ok_or_else(missing)? {
-            Object::Instance(instance) => {
-                let situation = instance.situation(caller, None);
-                crate::model::instance::access(&situation)?;
-                let record = &instance.record;
-                let has_disks = !record.disks.is_empty() || !record.volumes.is_empty();
-                if record.draft.is_none_or(|draft| draft.written) || has_disks {
-                    return Err(Reason::NotEmpty);
-                }
-                record.protection.check(Action::Delete, situation.role)?;
-                crate::model::instance::idle(situation.task)?;
-                (record.ownership.owner, instance.name().to_owned())
-            }
-            Object::Image(image) => {
-                let situation = image.situation(caller);
-                crate::model::image::access(&situation)?;
-                if image.record.draft.is_none_or(|draft| draft.written) {
-                    return Err(Reason::NotEmpty);
-                }
-                check_deletion(situation.delete_protection)?;
-                crate::model::instance::idle(situation.task)?;
-                (image.record.ownership.owner, image.record.name.clone())
-            }
-            Object::Flavor(flavor) => {
-                crate::model::flavor::by_root(caller.role(&flavor.record.ownership))?;
-                if flavor.record.draft.is_none_or(|draft| draft.written) {
-                    return Err(Reason::NotEmpty);
-                }
-                self.batch.remove(class, id);
-                let told = Words { what: "draft".into(), from: "draft".to_owned(), to: "deleted".to_owned() };
-                let entries = vec![entry(class, id, &flavor.record.name, caller, told)];
-                return Ok(Accepted { entries, ..Accepted::default() });
-            }
-            Object::Volume(volume) => {
-                let situation = volume.situation(caller, None);
-                crate::model::volume::access(situation.role)?;
-                if volume.record.draft.is_none_or(|draft| draft.written) || volume.record.data.is_some() {
-                    return Err(Reason::NotEmpty);
-                }
-                situation.check(Action::Delete)?;
-                crate::model::instance::idle(situation.task)?;
-                (volume.record.ownership.owner, volume.record.name.clone())
-            }
-            Object::Transfer(_) | Object::Backend(_) => return Err(Reason::NotEmpty),
-            Object::Task(task) => {
-                may_write(&task, caller)?;
-                if task.record.draft.is_none() {
-                    return Err(Reason::NotEmpty);
-                }
-                (task.record.owner, String::new())
-            }
-        };
-        self.batch.remove(class, id);
-        let count = self.count_drafts(owner);
-        self.drafts.insert(owner, count.saturating_sub(1));
-        let told = Words { what: "draft".into(), from: "draft".to_owned(), to: "deleted".to_owned() };
-        Ok(Accepted {
-            entries: vec![entry(class, id, &name, caller, told)],
-            forgotten: Some(id),
-            ..Accepted::default()
-        })
-    }
-
-    /// The drafts of a user, as this batch leaves them as far as it made and removed some.
-    fn count_drafts(&mut self, uid: u32) -> usize {
-        if let Some(count) = self.drafts.get(&uid) {
-            return *count;
-        }
-        let inventory = self.shared.parts.ledger.inventory();
-        let owned = |ownership: &Ownership, is_draft: bool| is_draft && ownership.owner == uid;
-        let instances = inventory.instances();
-        let images = inventory.images();
-        let volumes = inventory.volumes();
-        let count = instances.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
-            + images.iter().filter(|i| owned(&i.record.ownership, i.record.draft.is_some())).count()
-            + volumes.iter().filter(|v| owned(&v.record.ownership, v.record.draft.is_some())).count()
-            + inventory.tasks().iter().filter(|task| task.record.draft.is_some() && task.record.owner == uid).count();
-        self.drafts.insert(uid, count);
-        count
-    }
-
-    /// What the operation's first step would find out, said at once.
-    pub(super) fn can_begin(&self, caller: &Caller, instance: &Instance, operation: &Operation) -> Result<(), Reason> {
-        match operation {
-            Operation::Boot | Operation::Define => {
-                self.can_have_root(caller, instance)?;
-                self.volumes_are_free(instance)?;
-                network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())?;
-                self.name_is_free(&instance.record.name, instance.id)
-            }
-            Operation::Start | Operation::Resume | Operation::Unshelve { start: true } => {
-                self.volumes_are_free(instance)?;
-                network::exists(instance.record.network.as_ref(), &self.shared.parts.hypervisor.networks())
-            }
-            Operation::Rename { to, .. } => self.name_is_free(to, instance.id),
-            Operation::Delete => delete::may_delete_instance(instance),
-            Operation::DefineAgain => {
-                define_again::can_be(instance)?;
-                self.name_is_free(&instance.record.name, instance.id)
-            }
-            Operation::Stop
-            | Operation::Pause
-            | Operation::Unpause
-            | Operation::Suspend
-            | Operation::RebootSoft
-            | Operation::RebootHard
-            | Operation::Reconfigure { .. }
-            | Operation::CommitImage
-            | Operation::ImportImage
-            | Operation::DiscardDraft
-            | Operation::SoftDelete
-            | Operation::Restore { .. }
-            | Operation::Shelve { .. }
-            | Operation::Offload
-            | Operation::Unshelve { start: false }
-            | Operation::Volume(_) => Ok(()),
-        }
-    }
-
-    /// Whether a draft has something to boot from.
-    fn can_have_root(&self, caller: &Caller, instance: &Instance) -> Result<(), Reason> {
-        let record = &instance.record;
-        if let Some(id) = boot::root_volume(record) {
-            let volume = self.batch.volume(id).ok_or_else(|| Reason::NotFound(format!("volume {id}")))?;
-            return boot::can_boot_from(record, &volume);
-        }
-        let id = record.image.ok_or_else(boot::no_image)?;
-        let image = self.batch.image(id).ok_or_else(|| Reason::NotFound(format!("image {id}")))?;
-        // It was checked when the image was named; the right may have been taken back since.
-        if !may_read(&image.record, caller) {
-            return Err(Reason::NotYours { class: Class::Image });
-        }
-        boot::can_make_disks(&image)?;
-        boot::demands(record, &image)
-    }
-
-    /// Whether a guest may begin to write to the volumes of an instance: nothing runs on one of them, and this host has
-    /// none as a block device.
-    fn volumes_are_free(&self, instance: &Instance) -> Result<(), Reason> {
-        for (_, entry) in instance.record.volumes.iter() {
-            let Some(volume) = self.batch.volume(entry.value) else { continue };
-            crate::model::instance::idle(volume.task.as_ref().map(|task| &task.operation))?;
-            if volume.record.local.is_some() {
-                return Err(Reason::InUse(format!(
-                    "its volume {} is a block device of this host; write 0 to its local_attach first",
-                    volume.id
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Names are unique among what is real and what is about to be.
-    pub(super) fn name_is_free(&self, name: &str, id: Uuid) -> Result<(), Reason> {
-        let holder = self.shared.parts.ledger.inventory().instance_named(name);
-        let coming = self.names.get(name).map(|(instance, _)| *instance);
-        match [holder, coming].into_iter().flatten().all(|other| other == id) {
-            true => Ok(()),
-            false => Err(Reason::NameTaken(name.to_owned())),
-        }
-    }
-
     pub(super) fn begin(
         &mut self,
         caller: &Caller,
@@ -503,6 +277,12 @@ impl Judge<'_, '_> {
     }
 }
 
+fn refused<S: Subject>(subject: &S, line: ErrorLine) -> Object {
+    let mut subject = subject.clone();
+    subject.traces().errors.push(line);
+    subject.object()
+}
+
 /// The claim, as the object shows it.
 pub(super) fn running(task: &Task) -> RunningTask {
     RunningTask { id: task.id, operation: task.record.operation.clone(), progress: task.record.progress }
@@ -520,65 +300,6 @@ fn joined(planned: Option<&Operation>, operation: Operation) -> Result<Operation
             Ok(Operation::Reconfigure { change: change.clone(), then: Some(Box::new(operation)) })
         }
         (Some(first), _) => Err(Reason::Busy { task: first.task_word().word() }),
-    }
-}
-
-/// The name that an operation will give to an instance.
-pub(super) fn wanted_name<'a>(instance: &'a Instance, operation: &'a Operation) -> Option<&'a str> {
-    match operation {
-        Operation::Boot | Operation::Define | Operation::DefineAgain => Some(&instance.record.name),
-        Operation::Rename { to, .. } => Some(to),
-        Operation::Start
-        | Operation::Stop
-        | Operation::Pause
-        | Operation::Unpause
-        | Operation::Suspend
-        | Operation::Resume
-        | Operation::RebootSoft
-        | Operation::RebootHard
-        | Operation::CommitImage
-        | Operation::ImportImage
-        | Operation::DiscardDraft
-        | Operation::SoftDelete
-        | Operation::Restore { .. }
-        | Operation::Delete
-        | Operation::Shelve { .. }
-        | Operation::Offload
-        | Operation::Unshelve { .. }
-        | Operation::Volume(_) => None,
-        Operation::Reconfigure { then, .. } => then.as_ref().and_then(|then| wanted_name(instance, then)),
-    }
-}
-
-/// The order within a change set: unlocking opens the way for the rest, operations see the attributes, locking closes.
-pub(super) fn rank(change: &InstanceChange) -> u8 {
-    match change {
-        InstanceChange::Locked(false) => 0,
-        // What is written beside it deviates from it.
-        InstanceChange::Flavor(_) => 1,
-        InstanceChange::Description(_)
-        | InstanceChange::DisableTerminate(_)
-        | InstanceChange::Owner(_)
-        | InstanceChange::Project(_)
-        | InstanceChange::Image(_)
-        | InstanceChange::UserData(_)
-        | InstanceChange::Vcpus(_)
-        | InstanceChange::MemoryBytes(_)
-        | InstanceChange::RootDiskBytes(_)
-        | InstanceChange::Network(_)
-        | InstanceChange::Autostart(_)
-        | InstanceChange::StopTimeoutSeconds(_)
-        | InstanceChange::ExpiresAt(_)
-        | InstanceChange::Metadata(..) => 2,
-        InstanceChange::Name(_) => 3,
-        InstanceChange::State(_)
-        | InstanceChange::Restore
-        | InstanceChange::SettleBin
-        | InstanceChange::RebootSoft
-        | InstanceChange::RebootHard
-        | InstanceChange::ResetState => 4,
-        InstanceChange::Locked(true) => 5,
-        InstanceChange::LockedReason(_) => 6,
     }
 }
 

@@ -1,12 +1,14 @@
 //! How things are done: requests judged and recorded, operations run in journaled steps.
 //!
-//! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them
-//! (`subject` is an object as they see it), `operation` runs what takes longer, step by
-//! step as `journal` demands. [`recovery`] takes up what an earlier life of the program left. What time brings is asked for
-//! by `keeper`, what others did to protected domains is answered by `protector` and `kept`.
+//! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them (`subject` is an object as
+//! they see it, `beginning` what must hold before an operation begins, `draft` what somebody begins to describe).
+//! `operation` runs what takes longer, step by step as `journal` demands.
+//! [`recovery`] takes up what an earlier life of the program left. What time brings is asked for by `keeper`, what others
+//! did to protected domains is answered by `protector` and `kept`.
 
 mod apply;
 mod backends;
+mod beginning;
 mod bin;
 mod boot;
 mod commit;
@@ -15,6 +17,7 @@ pub mod consoles;
 mod copies;
 mod define_again;
 mod delete;
+mod discard;
 mod draft;
 pub mod drafts_data;
 pub mod engine;

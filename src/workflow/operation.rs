@@ -13,7 +13,7 @@ use super::engine::{Message, Shared};
 use super::events::Entry;
 use super::ledger::{Batch, now};
 use super::{
-    bin, boot, commit, define_again, delete, draft, import, power, reboot, reconcile, reconfigure, shelve, volume,
+    bin, boot, commit, define_again, delete, discard, import, power, reboot, reconcile, reconfigure, shelve, volume,
 };
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
 use crate::inventory::{Image, Instance, Object, Task, Volume};
@@ -221,7 +221,7 @@ impl Run {
             Operation::Reconfigure { change, then } => reconfigure::reconfigure(self, change, then.as_deref()),
             Operation::CommitImage => commit::commit(self),
             Operation::ImportImage => import::import_image(self),
-            Operation::DiscardDraft => draft::discard(self),
+            Operation::DiscardDraft => discard::discard(self),
             Operation::SoftDelete => bin::soft_delete(self),
             Operation::Restore { state } => bin::restore(self, *state),
             Operation::Delete => delete::delete(self),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::apply::{self, Words};
-use super::judge::{Judge, rank};
+use super::judge::Judge;
 use super::ledger::Batch;
 use super::{bin, delete, import};
 use crate::inventory::{Flavor, Image, Instance, Object, RunningTask};
@@ -86,8 +86,36 @@ impl Subject for Instance {
         self.record.ownership
     }
 
+    /// Unlocking opens the way for the rest, operations see the attributes, locking closes.
     fn rank(change: &InstanceChange) -> u8 {
-        rank(change)
+        match change {
+            InstanceChange::Locked(false) => 0,
+            // What is written beside it deviates from it.
+            InstanceChange::Flavor(_) => 1,
+            InstanceChange::Description(_)
+            | InstanceChange::DisableTerminate(_)
+            | InstanceChange::Owner(_)
+            | InstanceChange::Project(_)
+            | InstanceChange::Image(_)
+            | InstanceChange::UserData(_)
+            | InstanceChange::Vcpus(_)
+            | InstanceChange::MemoryBytes(_)
+            | InstanceChange::RootDiskBytes(_)
+            | InstanceChange::Network(_)
+            | InstanceChange::Autostart(_)
+            | InstanceChange::StopTimeoutSeconds(_)
+            | InstanceChange::ExpiresAt(_)
+            | InstanceChange::Metadata(..) => 2,
+            InstanceChange::Name(_) => 3,
+            InstanceChange::State(_)
+            | InstanceChange::Restore
+            | InstanceChange::SettleBin
+            | InstanceChange::RebootSoft
+            | InstanceChange::RebootHard
+            | InstanceChange::ResetState => 4,
+            InstanceChange::Locked(true) => 5,
+            InstanceChange::LockedReason(_) => 6,
+        }
     }
 
     fn judge(&self, judge: &Judge<'_, '_>, caller: &Caller, change: &InstanceChange) -> Result<Effect, Reason> {

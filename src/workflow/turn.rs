@@ -388,7 +388,7 @@ impl EngineThread {
     pub(super) fn adopt(&mut self, task: &Arc<Task>) {
         self.enlist(task, Instant::now());
         if let Some(instance) = self.shared.parts.ledger.inventory().instance(task.record.object)
-            && let Some(name) = super::judge::wanted_name(&instance, &task.record.operation)
+            && let Some(name) = super::beginning::wanted_name(&instance, &task.record.operation)
         {
             self.names.insert(name.to_owned(), (instance.id, task.id));
         }

@@ -35,7 +35,7 @@ use crate::model::image::Format;
 use crate::model::instance::reachable;
 use crate::model::protection::{Level, Lock};
 use crate::model::reason::Reason;
-use crate::model::record::{Draft, ErrorLine};
+use crate::model::record::ErrorLine;
 use crate::model::task::Operation;
 use crate::model::volume::change::{VolumeChange, judge};
 use crate::model::volume::record::{Origin, VolumeRecord};
@@ -323,19 +323,6 @@ fn record(
         | VolumeChange::Unmanage => {}
     }
     Ok(())
-}
-
-impl Judge<'_, '_> {
-    /// A new volume draft, numbered.
-    pub(super) fn volume_draft(&mut self, caller: &Caller, id: Uuid) -> Volume {
-        let backend = self.shared.parts.backends.first().to_owned();
-        let (number, ownership) = (self.batch.next_number(), self.ownership_for(caller));
-        let record = VolumeRecord {
-            draft: Some(Draft { written: false }),
-            ..VolumeRecord::new(number, id.to_string(), ownership, backend, self.now)
-        };
-        Volume { id, record, task: None }
-    }
 }
 
 /// Ends the claim of an operation on a volume, and on the instance that it owned beside it. `line` says how it failed.
