@@ -2,7 +2,7 @@
 //!
 //! [`engine`] takes requests, `turn` is its thread, `judge` and `apply` decide and record them (`subject` is an object as
 //! they see it, `beginning` what must hold before an operation begins, `draft` what somebody begins to describe).
-//! `operation` runs what takes longer, step by step as `journal` demands.
+//! `operation` runs what takes longer, step by step as `journal` demands, and `ending` records what came of it.
 //! [`recovery`] takes up what an earlier life of the program left. What time brings is asked for by `keeper`, what others
 //! did to protected domains is answered by `protector` and `kept`.
 
@@ -20,6 +20,7 @@ mod delete;
 mod discard;
 mod draft;
 pub mod drafts_data;
+mod ending;
 pub mod engine;
 pub mod events;
 mod gate;

@@ -1,4 +1,4 @@
-//! One operation on a thread of its own: run until it ends one way or the other, then recorded as ended.
+//! One operation on a thread of its own: run until it ends one way or the other, then recorded as ended (see `ending`).
 //!
 //! Operations converge: they look before they act, so running one again from the top, after a lost connection or a
 //! crash, leads to where it was going. The thread may hang in the hypervisor for ever; nobody waits for it but the claim.
@@ -10,23 +10,16 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::engine::{Message, Shared};
-use super::events::Entry;
-use super::ledger::{Batch, now};
-use super::{
-    bin, boot, commit, define_again, delete, discard, import, power, reboot, reconcile, reconfigure, shelve, volume,
-};
+use super::ledger::Batch;
+use super::{bin, boot, commit, define_again, delete, discard, import, power, reboot, reconfigure, shelve, volume};
 use crate::hypervisor::{Domain, Hypervisor, HypervisorError};
-use crate::inventory::{Image, Instance, Object, Task, Volume};
+use crate::inventory::{Image, Instance, Task, Volume};
 use crate::model::Class;
 use crate::model::reason::Reason;
-use crate::model::record::ErrorLine;
-use crate::model::task::{Operation, StepState, TaskState};
+use crate::model::task::{Operation, TaskState};
 
 /// An edit of a batch that can be tried again.
 pub(super) type Edit = Arc<dyn Fn(&mut Batch<'_>) + Send + Sync>;
-
-/// The message of an operation that was asked to give up and did not.
-const TOO_LATE: &str = "it was asked to give up too late: it had come so far that only the way to its end was left";
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -92,7 +85,8 @@ pub(super) enum Ending {
     Removed,
 }
 
-enum Outcome {
+/// How an operation ended.
+pub(super) enum Outcome {
     Done(Ending),
     Failed(Reason),
     Cancelled,
@@ -343,178 +337,5 @@ impl Run {
             }
             retry = (retry * 2).min(RETRY_LAST);
         }
-    }
-
-    /// Ends the task and releases the claim, in one transaction with what it changed.
-    fn finish(&self, outcome: Outcome) -> Result<(Result<(), Reason>, TaskState), Halt> {
-        let (state, result) = match &outcome {
-            Outcome::Done(_) => (TaskState::Success, Ok(())),
-            Outcome::Failed(reason) => (TaskState::Failure, Err(reason.clone())),
-            Outcome::Cancelled => {
-                (TaskState::Cancelled, Err(Reason::Failed("given up on request; look at state".to_owned())))
-            }
-        };
-        let (id, class, object) = (self.id, self.class, self.object);
-        let file = file(&self.operation);
-        let login = self.login.clone();
-        let reason = result.clone().err();
-        let name = self.name();
-        let cancelled = matches!(outcome, Outcome::Cancelled);
-        let was_asked = self.cancel.load(Ordering::Acquire);
-        let ending = match outcome {
-            Outcome::Done(ending) => Some(ending),
-            Outcome::Failed(_) | Outcome::Cancelled => None,
-        };
-        let edit = move |batch: &mut Batch<'_>| {
-            let now = now();
-            let mut forgets_crash = false;
-            if let Some(task) = batch.task(id) {
-                let mut task = (*task).clone();
-                let record = &mut task.record;
-                record.state = state;
-                record.ended_at = Some(now);
-                forgets_crash = cancelled && !record.is_cancelled;
-                record.message = match &reason {
-                    Some(reason) => reason.to_string(),
-                    None if was_asked || record.is_cancelled => TOO_LATE.to_owned(),
-                    None => String::new(),
-                };
-                record.errno = reason.as_ref().map_or(0, Reason::errno);
-                if state == TaskState::Success {
-                    record.progress = 100;
-                }
-                for step in &mut record.steps {
-                    if step.state == StepState::Started && (state == TaskState::Success || step.creates.is_none()) {
-                        step.state = if state == TaskState::Success { StepState::Done } else { StepState::Undone };
-                    }
-                }
-                batch.put(Object::Task(Arc::new(task)));
-            }
-            let line = reason.as_ref().map(|reason| ErrorLine {
-                time: now,
-                login: login.clone(),
-                file: file.to_owned(),
-                errno: reason.errno_name().to_owned(),
-                reason: reason.to_string(),
-            });
-            if let (Some(Ending::Removed), class) = (&ending, class) {
-                if class == Class::Instance {
-                    reconcile::forget(batch, object);
-                } else {
-                    batch.remove(class, object);
-                }
-            } else if let Some(instance) = batch.instance(object) {
-                let mut instance = (*instance).clone();
-                if instance.record.operation == Some(id) {
-                    instance.record.operation = None;
-                    instance.task = None;
-                }
-                if line.is_none() {
-                    instance.record.errors.current = false;
-                    if instance.domain.as_ref().is_some_and(|domain| domain.persistent) {
-                        instance.record.undefined = None;
-                    }
-                }
-                if let Some(Ending::Instance(change)) = &ending {
-                    change(&mut instance);
-                }
-                // Which is reset_state's; a task's `cancel` leaves it.
-                if forgets_crash {
-                    instance.record.crashed = power::acknowledged(instance.domain.as_ref());
-                }
-                instance.record.updated_at = now;
-                if let Some(line) = line {
-                    instance.record.errors.push(line);
-                }
-                batch.put(Object::Instance(Arc::new(instance)));
-            } else if let Some(image) = batch.image(object) {
-                let mut image = (*image).clone();
-                if image.record.operation == Some(id) {
-                    image.record.operation = None;
-                    image.task = None;
-                }
-                match &ending {
-                    Some(Ending::Image(change)) => change(&mut image),
-                    Some(Ending::Instance(_) | Ending::Edit(_) | Ending::Removed) | None => {}
-                }
-                image.record.updated_at = now;
-                match line {
-                    Some(line) => image.record.errors.push(line),
-                    None => image.record.errors.current = false,
-                }
-                batch.put(Object::Image(Arc::new(image)));
-            } else if let Some(volume) = batch.volume(object) {
-                volume::release(batch, volume, id, now, line);
-            }
-            if let Some(Ending::Edit(change)) = &ending {
-                change(batch);
-            }
-        };
-        self.store(Arc::new(edit), WhenFull::Wait)?;
-        if self.class == Class::Image && result.is_ok() {
-            self.shared.drafts.forget(object);
-        }
-        if self.class == Class::Volume {
-            // It may have an exporter by now.
-            self.shared.exporters.look_again();
-        }
-        match self.operation {
-            Operation::Boot | Operation::Define if result.is_ok() => self.shared.parts.reconciler.mirror(object),
-            Operation::DefineAgain => self.shared.parts.reconciler.mirror_anew(object),
-            _ => {}
-        }
-        if self.shared.parts.ledger.inventory().instance(object).is_some_and(|instance| instance.record.shelf.is_some())
-        {
-            // What it leaves on the shelf may be due now, or at a time that was not known.
-            self.shared.wake_keeper(false);
-        }
-        let failure = result.as_ref().err();
-        self.shared.parts.events.record(Entry {
-            class: Some(class),
-            id: Some(object),
-            name,
-            uid: self.uid,
-            login: self.login.clone(),
-            what: self.operation.task_word().word().to_owned(),
-            from: TaskState::Processing.word().to_owned(),
-            to: state.word().to_owned(),
-            errno: failure.map(|reason| reason.errno_name().to_owned()).unwrap_or_default(),
-            reason: failure.map(Reason::to_string).unwrap_or_default(),
-        });
-        Ok((result, state))
-    }
-
-    fn name(&self) -> String {
-        let object = self.shared.parts.ledger.inventory().get(self.class, self.object);
-        object.map(|object| object.name().to_owned()).unwrap_or_default()
-    }
-}
-
-/// The file whose write asks for an operation, for `last_error`.
-fn file(operation: &Operation) -> &'static str {
-    match operation {
-        Operation::Boot
-        | Operation::Define
-        | Operation::Start
-        | Operation::Stop
-        | Operation::Pause
-        | Operation::Unpause
-        | Operation::Suspend
-        | Operation::Resume
-        | Operation::CommitImage
-        | Operation::ImportImage
-        | Operation::DiscardDraft
-        | Operation::SoftDelete
-        | Operation::Restore { .. }
-        | Operation::Delete
-        | Operation::Shelve { .. }
-        | Operation::Offload
-        | Operation::Unshelve { .. }
-        | Operation::DefineAgain => "state",
-        Operation::Volume(operation) => operation.file(),
-        Operation::RebootSoft | Operation::RebootHard => "reboot",
-        Operation::Rename { .. } => "name",
-        Operation::Reconfigure { change, then: None } => change.file(),
-        Operation::Reconfigure { then: Some(_), .. } => "spec.json",
     }
 }
