@@ -1,5 +1,8 @@
 //! What the store holds of an object; JSON, one record a key.
 
+mod bin;
+mod shelf;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,11 +12,12 @@ use uuid::Uuid;
 use super::caller::Ownership;
 use super::domain::{Definition, Domain};
 use super::image::Format;
-use super::instance::State;
 use super::keys::Keys;
 use super::network::Network;
 use super::protection::Protection;
 use super::sharing::Sharing;
+pub use bin::{BinEntry, Expiry, InstanceBin};
+pub use shelf::{Copied, Fingerprint, Shelf, ShelfCopy, ShelfStage};
 
 /// What a disk is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,131 +92,6 @@ impl ErrorHistory {
 pub struct Draft {
     /// Some write into it succeeded, so `rmdir` no longer discards it.
     pub written: bool,
-}
-
-/// What is known of an object in the bin.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BinEntry {
-    /// Unix seconds of the move; 0 where it is not known, and then it never expires.
-    pub deleted_at: u64,
-    /// Login name of who moved it.
-    pub deleted_by: String,
-    /// When it may be removed for good; `None`: never by itself.
-    pub expiry: Option<Expiry>,
-}
-
-impl BinEntry {
-    /// So far in the future a move into the bin can lie, in seconds, where somebody has set the clock back since. One
-    /// that lies farther is no time at all.
-    const CLOCK_SET_BACK: u64 = 24 * 3600;
-
-    /// When it may be removed for good; `now` is in Unix seconds. `None` also where the times make no sense.
-    pub fn expires(&self, now: u64) -> Option<Expiry> {
-        let is_absurd = self.deleted_at == 0 || self.deleted_at > now.saturating_add(Self::CLOCK_SET_BACK);
-        self.expiry.filter(|_| !is_absurd)
-    }
-}
-
-/// A moment that has come when both clocks say so: one that people set, and one that nobody can.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Expiry {
-    /// Unix seconds.
-    pub at: u64,
-    /// Seconds that the host was up since instancefs knows it.
-    pub at_uptime: u64,
-}
-
-impl Expiry {
-    /// Seconds until it comes at the earliest; 0 when it has come. `now` is in Unix seconds, `uptime` in seconds.
-    pub fn left(self, now: u64, uptime: u64) -> u64 {
-        self.at.saturating_sub(now).max(self.at_uptime.saturating_sub(uptime))
-    }
-}
-
-/// An instance in the bin.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceBin {
-    /// When, by whom, until when.
-    pub entry: BinEntry,
-    /// The state that it had.
-    pub state: State,
-    /// The guest was stopped and autostart turned off; until then that is tried again.
-    pub is_settled: bool,
-}
-
-/// What is on the shelf of an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shelf {
-    /// How far it is.
-    pub stage: ShelfStage,
-    /// Unix seconds.
-    pub shelved_at: u64,
-    /// The operation that made the copies.
-    pub operation: Uuid,
-    /// The copies, one for each disk.
-    pub copies: Vec<ShelfCopy>,
-    /// Copies that nobody needs any more: newer ones are proven, or these were never finished. Any time is right to
-    /// remove them.
-    #[serde(default)]
-    pub former: Vec<Copied>,
-    /// Unix seconds of the guest's last start since it left the shelf.
-    #[serde(default)]
-    pub ran_at: Option<u64>,
-}
-
-impl Shelf {
-    /// The guest was seen to start. From outside too, where its disks are: then they are ahead of the copies.
-    pub fn saw_start(&mut self, now: u64) {
-        self.stage = ShelfStage::Left;
-        self.ran_at = Some(now);
-    }
-}
-
-/// How far a shelved instance is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ShelfStage {
-    /// Disks and copies are there.
-    Shelved,
-    /// Only the copies.
-    Offloaded,
-    /// Back from the shelf; the copies stay until the guest has run.
-    Left,
-}
-
-/// Which copy of which disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Copied {
-    /// The operation that made the copy.
-    pub operation: Uuid,
-    /// The disk that it was made of.
-    pub disk: DiskRecord,
-}
-
-/// What tells a file, as it was at one moment, from every other and from itself after a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
-    /// Length in bytes.
-    pub size_bytes: u64,
-    /// Time of the last change of its bytes: Unix seconds, and nanoseconds.
-    pub modified: (i64, i64),
-}
-
-/// A proven copy of a disk, byte for byte.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShelfCopy {
-    /// Which.
-    pub of: Copied,
-    /// The disk's file when the copy was proven.
-    pub fingerprint: Fingerprint,
-    /// Length in bytes.
-    pub size_bytes: u64,
-    /// Of its bytes; lower-case hexadecimal.
-    pub sha512: String,
 }
 
 /// A second link of a protected disk's file, so that removing the disk by its path loses nothing.
