@@ -58,6 +58,34 @@ pub(super) struct Button {
 }
 
 impl Guest {
+    /// One that was just defined, and is off.
+    pub(super) fn new(uuid: Uuid, name: String, xml: String) -> Guest {
+        Guest {
+            domain: Domain {
+                uuid,
+                name,
+                power: PowerState::ShutOff,
+                reason: "unknown".to_owned(),
+                persistent: true,
+                has_managed_save: false,
+                autostart: false,
+            },
+            xml,
+            saved_paused: false,
+            ignores_acpi: false,
+            acpi_delay_ms: 0,
+            button: None,
+            boots: 0,
+            agent_addresses: Vec::new(),
+            host_addresses: Vec::new(),
+            live_xml: None,
+            refuses_detach: false,
+            detach_delay_ms: 0,
+            leaving: BTreeMap::new(),
+            disk_bytes: BTreeMap::new(),
+        }
+    }
+
     /// QEMU runs for it, whether the guest does or not.
     pub(super) fn active(&self) -> bool {
         match self.domain.power {

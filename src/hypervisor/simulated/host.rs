@@ -1,6 +1,9 @@
 //! The simulated host: its domains, and what happens to them, as libvirt's QEMU driver would have it
 //! (`src/qemu/qemu_driver.c`, whose refusals are quoted).
 
+mod devices;
+mod power;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -12,7 +15,7 @@ use super::disk::Disk;
 use super::guest::{Button, Guest, invalid};
 use super::xml;
 use crate::hypervisor::definition::Definition;
-use crate::hypervisor::{AddressSource, ConsoleDevice, Domain, Event, HypervisorError, Places, PowerState, Reboot};
+use crate::hypervisor::{AddressSource, ConsoleDevice, Event, HypervisorError, PowerState};
 
 /// All domains of the host, in memory and on disk.
 pub(super) struct Host {
@@ -131,30 +134,7 @@ impl Host {
             )));
         }
         let Some(known) = self.guests.get(&uuid) else {
-            return Ok(Guest {
-                domain: Domain {
-                    uuid,
-                    name,
-                    power: PowerState::ShutOff,
-                    reason: "unknown".to_owned(),
-                    persistent: true,
-                    has_managed_save: false,
-                    autostart: false,
-                },
-                xml,
-                saved_paused: false,
-                ignores_acpi: false,
-                acpi_delay_ms: 0,
-                button: None,
-                boots: 0,
-                agent_addresses: Vec::new(),
-                host_addresses: Vec::new(),
-                live_xml: None,
-                refuses_detach: false,
-                detach_delay_ms: 0,
-                leaving: BTreeMap::new(),
-                disk_bytes: BTreeMap::new(),
-            });
+            return Ok(Guest::new(uuid, name, xml));
         };
         if known.domain.name != name {
             return Err(HypervisorError::Exists(format!(
@@ -187,47 +167,6 @@ impl Host {
         })
     }
 
-    pub(super) fn start(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            if guest.active() {
-                return Err(invalid("domain is already running"));
-            }
-            if guest.domain.has_managed_save {
-                guest.domain.has_managed_save = false;
-                if guest.saved_paused {
-                    guest.enter(PowerState::Paused, "migration");
-                } else {
-                    guest.enter(PowerState::Running, "restored");
-                }
-            } else {
-                guest.boots += 1;
-                guest.enter(PowerState::Running, "booted");
-            }
-            Ok(())
-        })
-    }
-
-    /// Presses the power button. A guest that stands still never hears of it.
-    pub(super) fn press_button(&mut self, uuid: Uuid, restart: bool, now_ms: u64) -> Result<(), HypervisorError> {
-        let guest = self.guest(uuid)?;
-        guest.demand_active()?;
-        if guest.domain.power != PowerState::Running || guest.ignores_acpi {
-            return Ok(());
-        }
-        let mut guest = guest.clone();
-        let due_ms = now_ms.saturating_add(guest.acpi_delay_ms);
-        guest.button = Some(Button { due_ms, restart });
-        // No event: nothing of the domain has changed before the guest is done.
-        self.store(guest)
-    }
-
-    pub(super) fn reboot(&mut self, uuid: Uuid, kind: Reboot, now_ms: u64) -> Result<(), HypervisorError> {
-        match kind {
-            Reboot::Soft => self.press_button(uuid, true, now_ms),
-            Reboot::Hard => self.restart(uuid),
-        }
-    }
-
     /// Connects to a console, as far as the definition has it.
     pub(super) fn open_console(&mut self, uuid: Uuid, device: ConsoleDevice) -> Result<UnixStream, HypervisorError> {
         let guest = self.guest(uuid)?;
@@ -243,100 +182,6 @@ impl Host {
                 Err(HypervisorError::Failed("internal error: No graphics backend with index 0".to_owned()))
             }
         }
-    }
-
-    fn restart(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.alter(uuid, Event::Rebooted(uuid), |guest| {
-            guest.demand_active()?;
-            guest.button = None;
-            guest.boots += 1;
-            Ok(())
-        })
-    }
-
-    /// Ends the guest's run, for the reason given (`destroyed`, `shutdown`, `crashed`, ...).
-    pub(super) fn end(&mut self, uuid: Uuid, reason: &str) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            guest.enter(PowerState::ShutOff, reason);
-            Ok(())
-        })
-    }
-
-    /// The guest panics and its remains are kept (`<on_crash>preserve</on_crash>`).
-    pub(super) fn panic(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            guest.enter(PowerState::Crashed, "panicked");
-            Ok(())
-        })
-    }
-
-    pub(super) fn pause(&mut self, uuid: Uuid, reason: &str) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            match guest.domain.power {
-                PowerState::PmSuspended => Err(invalid("domain is pmsuspended")),
-                PowerState::Running | PowerState::Crashed => {
-                    guest.enter(PowerState::Paused, reason);
-                    Ok(())
-                }
-                PowerState::Paused | PowerState::ShutOff => Ok(()),
-            }
-        })
-    }
-
-    pub(super) fn unpause(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            match guest.domain.power {
-                PowerState::PmSuspended => Err(invalid("domain is pmsuspended")),
-                PowerState::Running => Err(invalid("domain is already running")),
-                PowerState::Paused | PowerState::Crashed | PowerState::ShutOff => {
-                    guest.enter(PowerState::Running, "unpaused");
-                    Ok(())
-                }
-            }
-        })
-    }
-
-    /// The guest goes to sleep by itself.
-    pub(super) fn sleep(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            guest.enter(PowerState::PmSuspended, "unknown");
-            Ok(())
-        })
-    }
-
-    /// Something wakes the sleeping guest.
-    pub(super) fn wake(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| match guest.domain.power {
-            PowerState::PmSuspended => {
-                guest.enter(PowerState::Running, "wakeup");
-                Ok(())
-            }
-            PowerState::Running | PowerState::Paused | PowerState::ShutOff | PowerState::Crashed => {
-                Err(invalid("domain is not pmsuspended"))
-            }
-        })
-    }
-
-    pub(super) fn save(&mut self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            guest.demand_persistent("cannot do managed save for transient domain")?;
-            guest.saved_paused = match guest.domain.power {
-                PowerState::Running => false,
-                PowerState::Paused => true,
-                PowerState::PmSuspended | PowerState::Crashed | PowerState::ShutOff => {
-                    return Err(invalid("domain is neither running nor paused"));
-                }
-            };
-            guest.enter(PowerState::ShutOff, "saved");
-            guest.domain.has_managed_save = true;
-            Ok(())
-        })
     }
 
     pub(super) fn rename(&mut self, uuid: Uuid, name: &str) -> Result<(), HypervisorError> {
@@ -398,97 +243,6 @@ impl Host {
         self.store(guest)
     }
 
-    /// Puts a disk into these definitions.
-    pub(super) fn attach_disk(&mut self, uuid: Uuid, element: &str, places: Places) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand(places)?;
-            if places.persistent {
-                guest.xml = xml::with_disk(&guest.xml, element)?;
-            }
-            if let (true, Some(live)) = (places.live, &guest.live_xml) {
-                guest.live_xml = Some(xml::with_disk(live, element)?);
-            }
-            Ok(())
-        })
-    }
-
-    /// Takes a disk out of these definitions; the guest may need time for it, or refuse.
-    pub(super) fn detach_disk(
-        &mut self,
-        uuid: Uuid,
-        device: &str,
-        places: Places,
-        now_ms: u64,
-    ) -> Result<(), HypervisorError> {
-        let mut guest = self.guest(uuid)?.clone();
-        guest.demand(places)?;
-        let mut removed = false;
-        if let (true, Some(live)) = (places.live, &guest.live_xml) {
-            let without = xml::without_disk(live, device)?;
-            if guest.refuses_detach {
-                self.outbox.push(Event::DeviceKept { uuid, device: device.to_owned() });
-                return Err(HypervisorError::Failed(
-                    "operation failed: unplug of device was rejected by the guest".to_owned(),
-                ));
-            }
-            if guest.detach_delay_ms == 0 && guest.domain.power == PowerState::Running {
-                guest.live_xml = Some(without);
-                removed = true;
-            } else {
-                guest.leaving.insert(device.to_owned(), now_ms.saturating_add(guest.detach_delay_ms));
-            }
-        }
-        if places.persistent {
-            guest.xml = xml::without_disk(&guest.xml, device)?;
-        }
-        self.store(guest)?;
-        if removed {
-            self.outbox.push(Event::DeviceRemoved(uuid));
-        }
-        self.outbox.push(Event::Changed(uuid));
-        Ok(())
-    }
-
-    /// The guest lets those disks go whose time has come.
-    fn let_go(&mut self, uuid: Uuid, now_ms: u64) -> Result<(), HypervisorError> {
-        self.alter(uuid, Event::DeviceRemoved(uuid), |guest| {
-            let (gone, staying) = std::mem::take(&mut guest.leaving).into_iter().partition(|(_, due)| *due <= now_ms);
-            guest.leaving = staying;
-            let gone: BTreeMap<String, u64> = gone;
-            for device in gone.keys() {
-                if let Some(live) = &guest.live_xml {
-                    guest.live_xml = Some(xml::without_disk(live, device)?);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Tells the guest that a disk is larger now.
-    pub(super) fn resize_disk(&mut self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.demand_active()?;
-            // Which fails where there is no such disk.
-            xml::without_disk(guest.live_xml.as_deref().unwrap_or_default(), device)?;
-            let size = guest.disk_bytes.entry(device.to_owned()).or_default();
-            *size = size_bytes.max(*size);
-            Ok(())
-        })
-    }
-
-    /// Replaces the definition by what `edit` makes of it, and what a guest has that is there.
-    pub(super) fn edit(
-        &mut self,
-        uuid: Uuid,
-        edit: impl Fn(&str) -> Result<String, HypervisorError>,
-    ) -> Result<(), HypervisorError> {
-        self.change(uuid, |guest| {
-            guest.xml = edit(&guest.xml)?;
-            guest.live_xml = guest.live_xml.as_deref().map(&edit).transpose()?;
-            Ok(())
-        })
-    }
-
     /// Changes how the guest behaves, which no hypervisor would notice.
     pub(super) fn set_behaviour(
         &mut self,
@@ -504,6 +258,19 @@ impl Host {
         guest.ignores_acpi = ignores_acpi.unwrap_or(guest.ignores_acpi);
         guest.acpi_delay_ms = acpi_delay_ms.unwrap_or(guest.acpi_delay_ms);
         self.store(guest)
+    }
+
+    /// Replaces the definition by what `edit` makes of it, and what a guest has that is there.
+    pub(super) fn edit(
+        &mut self,
+        uuid: Uuid,
+        edit: impl Fn(&str) -> Result<String, HypervisorError>,
+    ) -> Result<(), HypervisorError> {
+        self.change(uuid, |guest| {
+            guest.xml = edit(&guest.xml)?;
+            guest.live_xml = guest.live_xml.as_deref().map(&edit).transpose()?;
+            Ok(())
+        })
     }
 
     fn change(
