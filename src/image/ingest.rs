@@ -4,6 +4,8 @@
 //! hashes what is left. The hash says nothing if the file is not as the last write left it: then somebody has written past
 //! us, and the commit reads everything.
 
+mod commit;
+mod fingerprint;
 mod follower;
 mod publish;
 mod reservation;
@@ -16,65 +18,23 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::stat::Mode;
-use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 
-use self::follower::{Arrived, Holes, PART, Part, Running, give_way};
+pub use self::commit::{CommitError, Committed};
+use self::fingerprint::Fingerprint;
+use self::follower::{Arrived, PART, Running, give_way};
 pub use self::publish::{publish, unpublish};
 use self::reservation::Reservation;
 use super::extent::{self, Find};
-use super::inspect::{Refusal, inspect};
-use super::{Format, Inspected, qemu_img};
 
 const DRAFT_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
-/// What a commit hashes between two looks at whether it is still wanted.
-const STEP: u64 = 4 << 20;
-
 /// As long as less is reserved, [`Draft::reserve`] reserves more.
 pub const RESERVED_AT_LEAST: u64 = reservation::STEP;
-
-/// How often the kernel's clock is looked at, a millisecond apart, until it has moved on.
-const MOST_TICKS: u32 = 100;
-
-/// What a commit found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Format and virtual size.
-    pub inspected: Inspected,
-    /// The file's length in bytes.
-    pub size_bytes: u64,
-    /// SHA-512 of the whole file, 128 lower-case hexadecimal digits.
-    pub sha512: String,
-}
-
-/// Why a draft was not committed. It stays a draft and can be written again.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// Our inspector refuses it.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// qemu-img refuses it, or sees something else than we do.
-    #[error("qemu-img does not agree that this is a sound image: {0}; convert it with qemu-img convert -O qcow2")]
-    Disagrees(String),
-    /// Somebody wrote the file past us.
-    #[error("the image's file was changed while it was being checked; write it again and repeat")]
-    Changed,
-    /// Asked to stop.
-    #[error("cancelled; the draft is as it was")]
-    Cancelled,
-    /// Another commit is under way, or has succeeded.
-    #[error("the draft is being committed already; wait for that")]
-    Busy,
-    /// Reading or syncing failed.
-    #[error("the draft's data cannot be read or made durable: {0}")]
-    Io(#[from] io::Error),
-}
 
 /// What writers share.
 #[derive(Default)]
@@ -320,121 +280,6 @@ impl Draft {
         if self.file.metadata()?.nlink() == 0 { self.file.set_len(0) } else { Ok(()) }
     }
 
-    /// Lets a draft be written again whose commit succeeded but whose publication did not happen.
-    pub fn thaw(&self) {
-        self.arrival.lock().frozen = false;
-        self.arrived.lock().pause(false);
-    }
-
-    /// Checks and hashes the data. Writes are refused from here on; after an error they are allowed again, after
-    /// success not until [`Draft::thaw`]. The file keeps its name and mode: see [`publish`].
-    ///
-    /// `progress` is called with 0 to 100, `cancelled` is asked before each part.
-    pub fn commit(
-        &self,
-        claimed: Option<Format>,
-        progress: &dyn Fn(u8),
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Committed, CommitError> {
-        {
-            let mut arrival = self.arrival.lock();
-            if arrival.frozen {
-                return Err(CommitError::Busy);
-            }
-            arrival.frozen = true;
-            self.arrived.lock().pause(true);
-        }
-        let result = self.check(claimed, progress, cancelled);
-        if result.is_err() {
-            self.thaw();
-        }
-        result
-    }
-
-    /// Whether the file is still the one that the last successful commit has checked.
-    pub fn is_as_checked(&self) -> io::Result<bool> {
-        Ok(self.arrival.lock().checked == Some(Fingerprint::of(&self.file)?))
-    }
-
-    fn check(
-        &self,
-        claimed: Option<Format>,
-        progress: &dyn Fn(u8),
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Committed, CommitError> {
-        progress(0);
-        let before = Fingerprint::settled(&self.file)?;
-        {
-            let mut arrival = self.arrival.lock();
-            arrival.checked = None;
-            if arrival.left != Some(before) {
-                self.arrived.lock().forget(0);
-            }
-        }
-        let (outcome, synced) = thread::scope(|scope| {
-            // The disk writes while the processor hashes.
-            let syncing = thread::Builder::new().name("draft-sync".to_owned()).spawn_scoped(scope, || self.sync())?;
-            let outcome = self.judge_and_hash(claimed, before.length, progress, cancelled);
-            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has died")));
-            io::Result::Ok((outcome, synced))
-        })?;
-        // Whatever was found is not about the file that is there now.
-        if Fingerprint::of(&self.file)? != before {
-            self.arrived.lock().forget(0);
-            return Err(CommitError::Changed);
-        }
-        let committed = outcome?;
-        synced?;
-        self.arrival.lock().checked = Some(before);
-        progress(100);
-        Ok(committed)
-    }
-
-    fn judge_and_hash(
-        &self,
-        claimed: Option<Format>,
-        length: u64,
-        progress: &dyn Fn(u8),
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Committed, CommitError> {
-        let inspected = inspect(&self.file, claimed)?;
-        if cancelled() {
-            return Err(CommitError::Cancelled);
-        }
-        let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
-        agree(&inspected, &theirs)?;
-        let sha512 = self.hash_rest(length, progress, cancelled)?;
-        Ok(Committed { inspected, size_bytes: length, sha512 })
-    }
-
-    fn hash_rest(
-        &self,
-        length: u64,
-        progress: &dyn Fn(u8),
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<String, CommitError> {
-        let mut running = self.running.lock();
-        self.arrived.lock().claim_all(&mut running, length);
-        if running.hashed() > length {
-            // Somebody else has cut the file, which says that the hash is of other bytes.
-            running.restart();
-        }
-        let mut buffer = vec![0; PART];
-        while running.hashed() < length {
-            if cancelled() {
-                return Err(CommitError::Cancelled);
-            }
-            let part = Part { end: length.min(running.hashed() + STEP), holes: Holes::Unknown };
-            running.advance(&self.file, &part, &mut buffer).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => CommitError::Changed,
-                _ => CommitError::Io(error),
-            })?;
-            // At most 100: the quotient is at most 1.
-            progress((u128::from(running.hashed()) * 100 / u128::from(length)) as u8);
-        }
-        Ok(running.digest())
-    }
-
     fn arrival_to_change(&self) -> io::Result<parking_lot::MutexGuard<'_, Arrival>> {
         let arrival = self.arrival.lock();
         if arrival.frozen { Err(Errno::EBUSY.into()) } else { Ok(arrival) }
@@ -460,47 +305,4 @@ fn read_without_a_trace(file: &File) {
     if let Err(errno) = flags.and_then(|flags| fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NOATIME))) {
         log::debug!("reading drafts changes their access times: {errno}");
     }
-}
-
-/// What changes when somebody writes the file past us.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    length: u64,
-    modified: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(file: &File) -> io::Result<Fingerprint> {
-        let metadata = file.metadata()?;
-        Ok(Fingerprint { length: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
-    }
-
-    /// One that every later change differs from: file times stand still for a tick of the kernel's clock (1 to 10 ms),
-    /// so this waits until that clock has left the time of the last change. A time in the future is not waited for.
-    fn settled(file: &File) -> io::Result<Fingerprint> {
-        for _ in 0..MOST_TICKS {
-            let clock = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?;
-            let now = Fingerprint::of(file)?;
-            if (clock.tv_sec(), clock.tv_nsec()) > now.modified {
-                return Ok(now);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Fingerprint::of(file)
-    }
-}
-
-fn agree(ours: &Inspected, theirs: &qemu_img::QemuInfo) -> Result<(), CommitError> {
-    let complaint = if theirs.format != ours.format.word() {
-        format!("its format is {} for us and {} for it", ours.format.word(), theirs.format)
-    } else if theirs.virtual_size_bytes != ours.virtual_size_bytes {
-        format!("its virtual size is {} bytes for us and {} for it", ours.virtual_size_bytes, theirs.virtual_size_bytes)
-    } else if let Some(name) = theirs.backing_file.as_deref().or(theirs.data_file()) {
-        format!("it depends on another file, {name}")
-    } else if theirs.encrypted {
-        "it is encrypted".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(CommitError::Disagrees(complaint))
 }
