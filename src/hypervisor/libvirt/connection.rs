@@ -20,7 +20,7 @@ use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;
 
-use super::sys::{self, Lifecycle, Listener, Subscription};
+use super::sys::events::{Lifecycle, Listener, Subscription, close_reason};
 use super::{Target, embed};
 use crate::hypervisor::{Event, HypervisorError};
 
@@ -332,9 +332,7 @@ impl Listener for Messenger {
     }
 
     fn closed(&self, reason: c_int) {
-        let _ = self
-            .inbox
-            .send(Message::Lost { generation: self.generation, reason: sys::close_reason(reason).to_owned() });
+        let _ = self.inbox.send(Message::Lost { generation: self.generation, reason: close_reason(reason).to_owned() });
     }
 }
 
