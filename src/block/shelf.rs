@@ -58,7 +58,7 @@ impl Shelf {
         for name in [partial(copy), name(copy)] {
             remove_ours(&directory, &name, copy)?;
         }
-        let stored = self.store_in(&directory, &path, copy, disk, format, watch);
+        let stored = store_in(&directory, &path, copy, disk, format, watch);
         if stored.is_err() {
             // What this call has made; if even that fails, the undo of the operation does it.
             let _tried_again_later = remove_ours(&directory, &partial(copy), copy);
@@ -68,45 +68,6 @@ impl Shelf {
         File::from(directory).sync_all().map_err(failed)?;
         let above = [Some(self.directory.as_path()), self.directory.parent()];
         above.into_iter().flatten().try_for_each(sync).map_err(failed)?;
-        Ok(content)
-    }
-
-    fn store_in(
-        &self,
-        directory: &OwnedFd,
-        path: &Path,
-        copy: &Copied,
-        disk: &File,
-        format: Format,
-        watch: &Watch<'_>,
-    ) -> Result<Content, BlockError> {
-        let shown = path.display().to_string();
-        let failed = |error: io::Error| BlockError::of_write(&shown, &error);
-        let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(directory, partial(copy).as_str(), make, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(|error| failed(error.into()))?;
-        let file = File::from(file);
-        marked::set_operation(&file, copy.operation).map_err(failed)?;
-        let content = copy::copy(disk, &file, watch).map_err(|error| error.named(&copy.disk.reference, &shown))?;
-        match format {
-            Format::Qcow2 => {
-                let partial = path.with_file_name(partial(copy));
-                qemu_img::check(&partial, watch.cancelled).map_err(|failure| match failure {
-                    qemu_img::CheckFailure::Cancelled => BlockError::Cancelled,
-                    qemu_img::CheckFailure::Damaged(words) => BlockError::Damaged(format!(
-                        "qemu-img finds the disk {} damaged ({words}); repair it with qemu-img check -r all first",
-                        copy.disk.reference
-                    )),
-                    qemu_img::CheckFailure::Failed(words) => BlockError::Failed(words),
-                })?;
-            }
-            Format::Raw => {}
-        }
-        renameat2(directory, partial(copy).as_str(), directory, name(copy).as_str(), RenameFlags::RENAME_NOREPLACE)
-            .map_err(|error| match error {
-                Errno::EEXIST => BlockError::Exists(shown.clone()),
-                other => failed(other.into()),
-            })?;
         Ok(content)
     }
 
@@ -149,6 +110,44 @@ impl Shelf {
             Err(error) => Err(failed(error.into())),
         }
     }
+}
+
+fn store_in(
+    directory: &OwnedFd,
+    path: &Path,
+    copy: &Copied,
+    disk: &File,
+    format: Format,
+    watch: &Watch<'_>,
+) -> Result<Content, BlockError> {
+    let shown = path.display().to_string();
+    let failed = |error: io::Error| BlockError::of_write(&shown, &error);
+    let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, partial(copy).as_str(), make, Mode::S_IRUSR | Mode::S_IWUSR)
+        .map_err(|error| failed(error.into()))?;
+    let file = File::from(file);
+    marked::set_operation(&file, copy.operation).map_err(failed)?;
+    let content = copy::copy(disk, &file, watch).map_err(|error| error.named(&copy.disk.reference, &shown))?;
+    match format {
+        Format::Qcow2 => {
+            let partial = path.with_file_name(partial(copy));
+            qemu_img::check(&partial, watch.cancelled).map_err(|failure| match failure {
+                qemu_img::CheckFailure::Cancelled => BlockError::Cancelled,
+                qemu_img::CheckFailure::Damaged(words) => BlockError::Damaged(format!(
+                    "qemu-img finds the disk {} damaged ({words}); repair it with qemu-img check -r all first",
+                    copy.disk.reference
+                )),
+                qemu_img::CheckFailure::Failed(words) => BlockError::Failed(words),
+            })?;
+        }
+        Format::Raw => {}
+    }
+    renameat2(directory, partial(copy).as_str(), directory, name(copy).as_str(), RenameFlags::RENAME_NOREPLACE)
+        .map_err(|error| match error {
+            Errno::EEXIST => BlockError::Exists(shown.clone()),
+            other => failed(other.into()),
+        })?;
+    Ok(content)
 }
 
 fn open(directory: &Path) -> io::Result<OwnedFd> {

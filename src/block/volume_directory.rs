@@ -107,7 +107,7 @@ impl VolumeDirectory {
     fn copy(&self, from: &Opened, to: &Opened, watch: Watch<'_>) -> Result<(), BlockError> {
         let unreadable = |error| BlockError::Failed(format!("{} cannot be read: {error}", from.path.display()));
         let is_file = from.file.metadata().map_err(unreadable)?.is_file();
-        self.nobody_writes(&from.path)?;
+        nobody_writes(&from.path)?;
         let before = settled_fingerprint(&from.file).map_err(unreadable)?;
         if is_file && from.format == to.format {
             let progress = |percent: u8| drop(watch(percent));
@@ -128,7 +128,7 @@ impl VolumeDirectory {
                 qemu_img::ConvertFailure::Failed(words) => self.base.said(words),
             })?;
         }
-        self.nobody_writes(&from.path)?;
+        nobody_writes(&from.path)?;
         if is_file && fingerprint(&from.file).map_err(unreadable)? != before {
             return Err(BlockError::InUse(format!(
                 "{} changed while it was copied; see who writes to it, and try again",
@@ -136,20 +136,6 @@ impl VolumeDirectory {
             )));
         }
         Ok(())
-    }
-
-    fn nobody_writes(&self, path: &Path) -> Result<(), BlockError> {
-        match open::writer(path) {
-            Ok(None) => Ok(()),
-            Ok(Some(writer)) => Err(BlockError::InUse(format!(
-                "{writer} has {} open for writing; end that first, and try again",
-                path.display()
-            ))),
-            Err(error) => Err(BlockError::Failed(format!(
-                "whether anybody writes to {} cannot be found out: {error}",
-                path.display()
-            ))),
-        }
     }
 
     pub(super) fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
@@ -348,6 +334,20 @@ impl VolumeDirectory {
             }
             Some(_) | None => Err(BlockError::NotOurs(record.reference.clone())),
         }
+    }
+}
+
+fn nobody_writes(path: &Path) -> Result<(), BlockError> {
+    match open::writer(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(writer)) => Err(BlockError::InUse(format!(
+            "{writer} has {} open for writing; end that first, and try again",
+            path.display()
+        ))),
+        Err(error) => Err(BlockError::Failed(format!(
+            "whether anybody writes to {} cannot be found out: {error}",
+            path.display()
+        ))),
     }
 }
 

@@ -300,7 +300,7 @@ impl Run {
             }
         };
         match lock {
-            Some(lock) => Err(Halt::Failed(Reason::Locked(lock.clone()))),
+            Some(lock) => Err(Halt::Failed(Reason::Locked(lock))),
             None => Ok(()),
         }
     }

@@ -43,7 +43,7 @@ pub fn look(world: &World) -> Vec<Finding> {
     let mut findings = Vec::new();
     match existing == path.as_path() {
         true => match examine(path) {
-            Ok(examined) => findings.extend(present(path, &examined)),
+            Ok(examined) => findings.push(present(path, &examined)),
             Err(error) => findings.push(refused(path, &error)),
         },
         false => findings.push(absent(path, existing, world.is_in_home)),
@@ -99,17 +99,17 @@ fn existing(path: &Path) -> Result<&Path, Finding> {
     ))
 }
 
-fn present(path: &Path, examined: &Examined) -> Option<Finding> {
+fn present(path: &Path, examined: &Examined) -> Finding {
     let shown = path.display();
     if let Some(pid) = examined.lock.as_deref().and_then(|lock| holder(lock, examined.last_pid)) {
         let place =
             examined.last_mount.as_ref().map_or_else(String::new, |last| format!(" on {}", last.path.display()));
-        return Some(Finding::ok(DIRECTORY, format!("{shown} is served by the daemon {pid}{place}")));
+        return Finding::ok(DIRECTORY, format!("{shown} is served by the daemon {pid}{place}"));
     }
-    Some(match &examined.store {
+    match &examined.store {
         Some(_) => Finding::ok(DIRECTORY, format!("{shown} is one of instancefs, and nobody uses it now")),
         None => Finding::ok(DIRECTORY, format!("{shown} is empty and will be used")),
-    })
+    }
 }
 
 /// The process that has locked the file. Taking the lock to see whether it is free would turn away a daemon that starts

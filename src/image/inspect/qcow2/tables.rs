@@ -32,9 +32,9 @@ impl Tables<'_> {
         if self.l1.start < self.refcount_table.end && self.refcount_table.start < self.l1.end {
             return Err(Refusal::Overlap);
         }
-        self.entries(source, self.refcount_table, |block| self.check(block))?;
+        entries(source, self.refcount_table, |block| self.check(block))?;
         let mut l2_tables = Vec::with_capacity(((self.needed.end - self.needed.start) / TABLE_ENTRY_BYTES) as usize);
-        self.entries(source, self.needed, |table| {
+        entries(source, self.needed, |table| {
             self.check(table)?;
             l2_tables.push(table);
             Ok(())
@@ -82,30 +82,29 @@ impl Tables<'_> {
         }
         Ok(())
     }
+}
 
-    /// Calls `each` with the offset in each entry of the table at `range` that has one.
-    fn entries(
-        &self,
-        source: &impl Source,
-        range: &Range<u64>,
-        mut each: impl FnMut(u64) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        let mut part = vec![0u8; PART_BYTES.min(range.end - range.start) as usize];
-        let mut at = range.start;
-        while at < range.end {
-            let wanted = part.len().min((range.end - at) as usize);
-            let part = part.get_mut(..wanted).unwrap_or_default();
-            if source.read_upto(part, at)? < wanted {
-                return Err(Refusal::MissingClusters);
-            }
-            for entry in part.chunks_exact(TABLE_ENTRY_BYTES as usize) {
-                let offset = u64_at(entry, 0)? & ENTRY_OFFSET;
-                if offset != 0 {
-                    each(offset)?;
-                }
-            }
-            at += wanted as u64;
+/// Calls `each` with the offset in each entry of the table at `range` that has one.
+fn entries(
+    source: &impl Source,
+    range: &Range<u64>,
+    mut each: impl FnMut(u64) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let mut part = vec![0u8; PART_BYTES.min(range.end - range.start) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = part.len().min((range.end - at) as usize);
+        let part = part.get_mut(..wanted).unwrap_or_default();
+        if source.read_upto(part, at)? < wanted {
+            return Err(Refusal::MissingClusters);
         }
-        Ok(())
+        for entry in part.chunks_exact(TABLE_ENTRY_BYTES as usize) {
+            let offset = u64_at(entry, 0)? & ENTRY_OFFSET;
+            if offset != 0 {
+                each(offset)?;
+            }
+        }
+        at += wanted as u64;
     }
+    Ok(())
 }
