@@ -6,6 +6,7 @@ mod boot;
 mod crash;
 mod define_again;
 mod devices;
+mod disks;
 mod image;
 mod keeper;
 mod kept;
