@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::BlockBackend;
 use super::directory::DirectoryBackend;
-use super::{BlockBackend, VolumeData};
 use crate::model::backend::Kind;
 
 /// A backend that the configuration names.
@@ -57,11 +57,6 @@ impl Backends {
     /// The one of this name.
     pub fn named(&self, name: &str) -> Option<&Arc<dyn BlockBackend>> {
         self.all.get(name).map(|(_, backend)| backend)
-    }
-
-    /// The one that keeps this data.
-    pub fn of(&self, data: &VolumeData) -> Option<&Arc<dyn BlockBackend>> {
-        self.named(data.backend())
     }
 
     /// All of them, by name.

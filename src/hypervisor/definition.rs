@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 pub use crate::model::domain::{DefinedDisk, Definition};
 use crate::model::network::Network;
-pub use attached_disk::{AttachedDisk, disk_alias, disk_element, serial, targets};
+pub use attached_disk::{AttachedDisk, disk_alias, disk_element, targets};
 pub use edit::{with_hardware, with_operation};
 pub use new_domain::{BackingImage, NewDomain, mac_address};
 

@@ -89,11 +89,6 @@ impl Draft {
         })
     }
 
-    /// Where the data lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Writes all of `bytes`; on an error some of them may have been written. `EBUSY` while a commit is under way and
     /// after it succeeded, `EFBIG` past the largest offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -248,21 +243,6 @@ impl Draft {
     /// Where the next data or hole begins.
     pub fn find(&self, offset: u64, what: Find) -> io::Result<Option<u64>> {
         extent::find(&self.file, offset, what)
-    }
-
-    /// The length in bytes.
-    pub fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
-
-    /// Whether the length is zero.
-    pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Whether anything was written or a length was set.
-    pub fn has_data(&self) -> io::Result<bool> {
-        Ok(!self.is_empty()?)
     }
 
     /// Reads into `buffer` from `offset`; returns how many bytes, 0 at the end.

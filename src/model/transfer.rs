@@ -22,9 +22,6 @@ pub enum State {
 }
 
 impl State {
-    /// All of them.
-    pub const ALL: [State; 4] = [State::Pending, State::Accepted, State::Cancelled, State::Expired];
-
     /// The content of `state`.
     pub fn word(self) -> &'static str {
         match self {

@@ -41,7 +41,6 @@ use addresses::{AGENT_THREADS, Schedules};
 use console::Console;
 use health::{Board, Writer};
 use incoming::Pending;
-pub use mirror::metadata_element;
 
 /// How many definitions are fetched for one transaction.
 const DEFINITIONS_PER_TRANSACTION: usize = 256;

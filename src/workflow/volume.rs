@@ -42,6 +42,7 @@ use crate::model::volume::record::{Origin, VolumeRecord};
 use crate::model::volume::{self, VolumeCreation, VolumeOperation};
 
 pub(super) use disks::{disk, record_all_detached, record_attached, record_detached};
+pub(super) use remove::{delete, discard};
 
 impl Subject for Volume {
     type Change = VolumeChange;
@@ -389,16 +390,6 @@ pub(super) fn forget(batch: &mut Batch<'_>, object: Uuid, creation: &VolumeCreat
         // The entry of one that did not become complete goes with the claim.
         VolumeCreation::Snapshot { .. } | VolumeCreation::AttachedDisk { .. } | VolumeCreation::LocalDevice(_) => {}
     }
-}
-
-/// Removes a volume in the bin for good, with the data that instancefs made for it.
-pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
-    remove::delete(run)
-}
-
-/// Removes a draft, and the data that a failed creation could not take back.
-pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
-    remove::discard(run)
 }
 
 /// Whether no definition names this data, and nobody has it open.

@@ -51,7 +51,7 @@ pub(super) fn load(store: &dyn Store) -> Mirrors {
 }
 
 /// Our element in a domain's metadata, without its namespace: `set_metadata` adds that.
-pub fn metadata_element(record: &InstanceRecord) -> String {
+fn metadata_element(record: &InstanceRecord) -> String {
     let mut element = "<instance".to_owned();
     let mut attribute = |name: &str, value: &str| {
         // Writing into a string cannot fail.

@@ -16,7 +16,7 @@ use crate::workflow::operation::{Ending, Halt, Run, WhenFull};
 
 /// Removes a volume in the bin for good: snapshots first, so that what is left of one that could not be removed completely
 /// is the volume itself.
-pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
+pub(in crate::workflow) fn delete(run: &Run) -> Result<Ending, Halt> {
     let may_destroy = || {
         let record = &run.volume()?.record;
         if record.bin.is_none() {
@@ -58,7 +58,7 @@ pub(super) fn delete(run: &Run) -> Result<Ending, Halt> {
 }
 
 /// Removes a draft, with the data that a failed creation could not take back.
-pub(super) fn discard(run: &Run) -> Result<Ending, Halt> {
+pub(in crate::workflow) fn discard(run: &Run) -> Result<Ending, Halt> {
     leftovers_of_draft(run)?;
     leftovers(run)?;
     Ok(Ending::Removed)
