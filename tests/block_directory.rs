@@ -352,13 +352,13 @@ impl Drop for Tiny {
 fn a_full_disk_is_said_leaves_nothing_behind_and_works_after_space_is_made() {
     let bed = Bed::new();
     let tiny = Tiny::mount(&bed.disks);
-    assert_eq!(bed.backend.capacity().unwrap(), (128 << 10, 128 << 10));
+    assert_eq!(bed.backend.volumes().capacity().unwrap(), (128 << 10, 128 << 10));
     let disk = bed.disk(Uuid::new_v4(), Uuid::new_v4());
     assert!(matches!(bed.backend.create(&disk), Err(BlockError::NoSpace(_))));
     assert!(names(&bed.disks).is_empty());
     mount(None::<&str>, &tiny.0, None::<&str>, MsFlags::MS_REMOUNT, Some("size=8m")).unwrap();
     bed.backend.create(&disk).unwrap();
-    let (total, free) = bed.backend.capacity().unwrap();
+    let (total, free) = bed.backend.volumes().capacity().unwrap();
     assert!(total == 8 << 20 && free < total);
 }
 

@@ -56,8 +56,8 @@ impl Bed {
     /// A volume with content in its second half.
     fn written(&self, format: Format) -> DataRecord {
         let new = new(format, 4 * MEBIBYTE, Source::Empty);
-        self.backend.create_data(&new, ON).unwrap();
-        let record = self.backend.plan_data(&new);
+        self.backend.volumes().create_data(&new, ON).unwrap();
+        let record = self.backend.volumes().plan_data(&new);
         write_pattern(&self.path(&record), format);
         record
     }
@@ -88,20 +88,20 @@ fn an_empty_volume_has_its_size_its_mark_and_no_room_on_the_disk() {
     let bed = bed();
     for format in FORMATS {
         let new = new(format, 1 << 40, Source::Empty);
-        let made = bed.backend.create_data(&new, ON).unwrap();
+        let made = bed.backend.volumes().create_data(&new, ON).unwrap();
         assert_eq!((made.size_bytes, made.format), (1 << 40, format));
-        let record = bed.backend.plan_data(&new);
+        let record = bed.backend.volumes().plan_data(&new);
         let path = bed.path(&record);
         assert!(path.metadata().unwrap().blocks() * 512 < MEBIBYTE);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(path.parent().unwrap().metadata().unwrap().permissions().mode() & 0o7777, 0o711);
-        assert_eq!(bed.backend.create_data(&new, ON).unwrap(), made, "the same operation finds what it made");
+        assert_eq!(bed.backend.volumes().create_data(&new, ON).unwrap(), made, "the same operation finds what it made");
         let data = VolumeData::Ours(record);
-        assert_eq!(bed.backend.examine(&data).unwrap(), made);
-        assert_eq!(bed.backend.source(&data), DiskSource::File(path));
+        assert_eq!(bed.backend.volumes().examine(&data).unwrap(), made);
+        assert_eq!(bed.backend.volumes().source(&data), DiskSource::File(path));
     }
     let odd = new(Format::Raw, 1000, Source::Empty);
-    assert_eq!(bed.backend.create_data(&odd, ON).unwrap().size_bytes, 1024, "whole sectors");
+    assert_eq!(bed.backend.volumes().create_data(&odd, ON).unwrap().size_bytes, 1024, "whole sectors");
 }
 
 #[test]
@@ -123,12 +123,12 @@ fn copies_hold_the_same_bytes_in_every_format_and_grow() {
             ];
             for origin in origins {
                 let new = new(to, 9 * MEBIBYTE, origin);
-                assert_eq!(bed.backend.create_data(&new, ON).unwrap().size_bytes, 9 * MEBIBYTE);
-                let record = bed.backend.plan_data(&new);
+                assert_eq!(bed.backend.volumes().create_data(&new, ON).unwrap().size_bytes, 9 * MEBIBYTE);
+                let record = bed.backend.volumes().plan_data(&new);
                 let copy = bed.path(&record);
                 assert!(compare((&copy, to), (&bed.path(&source), from)), "{origin:?} to {to:?}");
                 assert!(copy.metadata().unwrap().blocks() * 512 < 2 * MEBIBYTE, "{origin:?} to {to:?} is sparse");
-                bed.backend.remove_data(&record).unwrap();
+                bed.backend.volumes().remove_data(&record).unwrap();
             }
         }
     }
@@ -142,18 +142,18 @@ fn a_snapshot_lies_beside_its_volume_and_outlives_what_is_written_then() {
     let data = VolumeData::Ours(volume.clone());
     let source = Source::Volume(&data);
     let new = NewData { volume: owner, snapshot: Some(Uuid::new_v4()), ..new(Format::Qcow2, 4 * MEBIBYTE, source) };
-    bed.backend.create_data(&new, ON).unwrap();
-    let snapshot = bed.backend.plan_data(&new);
+    bed.backend.volumes().create_data(&new, ON).unwrap();
+    let snapshot = bed.backend.volumes().plan_data(&new);
     assert_eq!(bed.path(&snapshot).parent(), bed.path(&volume).parent());
     let before = fs::read(bed.path(&snapshot)).unwrap();
     let output = Command::new("qemu-io").args(["-c", "write 0 1M"]).arg(bed.path(&volume)).output().unwrap();
     assert!(output.status.success());
     assert!(!compare((&bed.path(&snapshot), Format::Qcow2), (&bed.path(&volume), Format::Qcow2)));
     assert_eq!(fs::read(bed.path(&snapshot)).unwrap(), before);
-    bed.backend.remove_data(&snapshot).unwrap();
+    bed.backend.volumes().remove_data(&snapshot).unwrap();
     assert!(bed.path(&volume).exists());
-    bed.backend.remove_data(&volume).unwrap();
-    bed.backend.remove_data(&volume).unwrap();
+    bed.backend.volumes().remove_data(&volume).unwrap();
+    bed.backend.volumes().remove_data(&volume).unwrap();
     assert_eq!(bed.files(), Vec::<PathBuf>::new());
 }
 
@@ -168,7 +168,7 @@ fn what_somebody_writes_to_is_not_copied() {
     };
     for (writes, to) in [(true, Format::Raw), (true, Format::Qcow2), (false, Format::Raw)] {
         let mut child = open(writes);
-        let result = bed.backend.create_data(&new(to, 4 * MEBIBYTE, Source::Volume(&data)), ON);
+        let result = bed.backend.volumes().create_data(&new(to, 4 * MEBIBYTE, Source::Volume(&data)), ON);
         child.kill().unwrap();
         child.wait().unwrap();
         match (writes, result) {
@@ -184,7 +184,7 @@ fn what_somebody_writes_to_is_not_copied() {
         // Reads as zeros where there were zeros, so that only the time tells.
         own.write_all_at(&[0], 0).map_err(|error| BlockError::Failed(error.to_string()))
     };
-    let refused = bed.backend.create_data(&new(Format::Qcow2, 4 * MEBIBYTE, Source::Volume(&data)), &watch);
+    let refused = bed.backend.volumes().create_data(&new(Format::Qcow2, 4 * MEBIBYTE, Source::Volume(&data)), &watch);
     assert!(meanwhile.load(Ordering::Relaxed) > 0 && matches!(refused, Err(BlockError::InUse(_))), "{refused:?}");
 }
 
@@ -197,6 +197,7 @@ fn a_copy_is_given_up_when_it_is_asked_to_and_leaves_nothing() {
     for to in FORMATS {
         let given_up = bed
             .backend
+            .volumes()
             .create_data(&new(to, 4 * MEBIBYTE, Source::Volume(&data)), &|_percent| Err(BlockError::Cancelled));
         assert!(matches!(given_up, Err(BlockError::Cancelled)), "{given_up:?}");
         assert_eq!(bed.files(), before);
@@ -207,16 +208,16 @@ fn a_copy_is_given_up_when_it_is_asked_to_and_leaves_nothing() {
 fn what_a_crash_left_of_the_same_operation_is_replaced_and_what_others_left_is_not() {
     let bed = bed();
     let new = new(Format::Raw, MEBIBYTE, Source::Empty);
-    let record = bed.backend.plan_data(&new);
+    let record = bed.backend.volumes().plan_data(&new);
     let place = bed.path(&record).parent().unwrap().to_owned();
     fs::create_dir_all(&place).unwrap();
     let partial = place.join(format!(".data.{}.partial", new.operation));
     fs::write(&partial, "").unwrap();
-    bed.backend.create_data(&new, ON).unwrap();
+    bed.backend.volumes().create_data(&new, ON).unwrap();
     assert!(!partial.exists());
 
     let foreign = NewData { volume: Uuid::new_v4(), ..new };
-    let path = bed.path(&bed.backend.plan_data(&foreign));
+    let path = bed.path(&bed.backend.volumes().plan_data(&foreign));
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     for put in [
         (|path: &Path| fs::write(path, "somebody's").unwrap()) as fn(&Path),
@@ -226,16 +227,16 @@ fn what_a_crash_left_of_the_same_operation_is_replaced_and_what_others_left_is_n
     ] {
         put(&path);
         let kind = fs::symlink_metadata(&path).unwrap().file_type();
-        assert!(matches!(bed.backend.create_data(&foreign, ON), Err(BlockError::Exists(_))));
-        let record = bed.backend.plan_data(&foreign);
-        assert!(matches!(bed.backend.remove_data(&record), Err(BlockError::NotOurs(_))));
-        assert!(matches!(bed.backend.examine(&VolumeData::Ours(record)), Err(BlockError::NotOurs(_))));
+        assert!(matches!(bed.backend.volumes().create_data(&foreign, ON), Err(BlockError::Exists(_))));
+        let record = bed.backend.volumes().plan_data(&foreign);
+        assert!(matches!(bed.backend.volumes().remove_data(&record), Err(BlockError::NotOurs(_))));
+        assert!(matches!(bed.backend.volumes().examine(&VolumeData::Ours(record)), Err(BlockError::NotOurs(_))));
         assert_eq!(fs::symlink_metadata(&path).unwrap().file_type(), kind);
         if kind.is_dir() { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
     }
     fs::remove_dir(path.parent().unwrap()).unwrap();
     symlink("/etc", path.parent().unwrap()).unwrap();
-    assert!(bed.backend.create_data(&foreign, ON).is_err());
+    assert!(bed.backend.volumes().create_data(&foreign, ON).is_err());
 }
 
 #[test]
@@ -251,10 +252,10 @@ fn records_that_lead_elsewhere_are_refused() {
             operation: Uuid::nil(),
             format: Format::Raw,
         };
-        assert!(matches!(bed.backend.remove_data(&record), Err(BlockError::NotOurs(_))), "{reference}");
+        assert!(matches!(bed.backend.volumes().remove_data(&record), Err(BlockError::NotOurs(_))), "{reference}");
         let data = VolumeData::Ours(record);
-        assert!(matches!(bed.backend.examine(&data), Err(BlockError::NotOurs(_))), "{reference}");
-        let DiskSource::File(path) = bed.backend.source(&data) else { panic!("a file") };
+        assert!(matches!(bed.backend.volumes().examine(&data), Err(BlockError::NotOurs(_))), "{reference}");
+        let DiskSource::File(path) = bed.backend.volumes().source(&data) else { panic!("a file") };
         assert!(!path.exists(), "{reference}");
     }
     assert!(outside.exists());
@@ -266,7 +267,7 @@ fn volumes_grow_and_never_shrink_and_qcow2_not_under_who_has_it_open() {
     for format in FORMATS {
         let record = bed.written(format);
         let data = VolumeData::Ours(record.clone());
-        let grow = |size, in_use| bed.backend.grow_data(&data, size, in_use);
+        let grow = |size, in_use| bed.backend.volumes().grow_data(&data, size, in_use);
         assert_eq!(grow(6 * MEBIBYTE, false).unwrap(), 6 * MEBIBYTE);
         assert_eq!(grow(MEBIBYTE, false).unwrap(), 6 * MEBIBYTE);
         let file = OpenOptions::new().read(true).write(true).open(bed.path(&record)).unwrap();
@@ -292,13 +293,13 @@ fn what_is_wrong_with_the_data_is_found() {
     let data = VolumeData::Ours(record.clone());
     let path = bed.path(&record);
     File::options().write(true).open(&path).unwrap().write_all_at(b"nothing", 0).unwrap();
-    assert!(matches!(bed.backend.examine(&data), Err(BlockError::Damaged(_))));
+    assert!(matches!(bed.backend.volumes().examine(&data), Err(BlockError::Damaged(_))));
     fs::remove_file(&path).unwrap();
-    assert!(matches!(bed.backend.examine(&data), Err(BlockError::Missing(_))));
+    assert!(matches!(bed.backend.volumes().examine(&data), Err(BlockError::Missing(_))));
     // Of a guest's raw disk nothing is believed.
     let record = bed.written(Format::Raw);
     File::options().write(true).open(bed.path(&record)).unwrap().write_all_at(b"QFI\xfb", 0).unwrap();
-    let examined = bed.backend.examine(&VolumeData::Ours(record)).unwrap();
+    let examined = bed.backend.volumes().examine(&VolumeData::Ours(record)).unwrap();
     assert_eq!((examined.size_bytes, examined.format), (4 * MEBIBYTE, Format::Raw));
 }
 
@@ -317,17 +318,17 @@ fn a_full_disk_is_said_and_nothing_is_left_on_it() {
     let image = image.path().join("image");
     fs::write(&image, vec![0x5a; 8 * MEBIBYTE as usize]).unwrap();
     for to in FORMATS {
-        let full = backend.create_data(&new(to, 8 * MEBIBYTE, Source::Image(&image, Format::Raw)), ON);
+        let full = backend.volumes().create_data(&new(to, 8 * MEBIBYTE, Source::Image(&image, Format::Raw)), ON);
         assert!(matches!(full, Err(BlockError::NoSpace(_))), "{full:?}");
         assert_eq!(fs::read_dir(small.0.path().join("volumes")).unwrap().count(), 0);
     }
     // A child that another test starts holds the files of all until it is another program.
     let end = Instant::now() + Duration::from_secs(20);
-    while backend.capacity().unwrap().1 <= 3 * MEBIBYTE {
-        assert!(Instant::now() < end, "{:?}", backend.capacity());
+    while backend.volumes().capacity().unwrap().1 <= 3 * MEBIBYTE {
+        assert!(Instant::now() < end, "{:?}", backend.volumes().capacity());
         thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(backend.capacity().unwrap().0, 4 * MEBIBYTE);
+    assert_eq!(backend.volumes().capacity().unwrap().0, 4 * MEBIBYTE);
 }
 
 #[test]
@@ -339,16 +340,16 @@ fn data_that_is_there_is_taken_over_as_it_lies() {
         assert!(status.unwrap().success());
         let state = || (fs::read(&path).unwrap(), path.metadata().unwrap().mtime(), path.metadata().unwrap().ino());
         let before = state();
-        let (existing, examined) = bed.backend.adopt(path.to_str().unwrap(), None).unwrap();
+        let (existing, examined) = bed.backend.volumes().adopt(path.to_str().unwrap(), None).unwrap();
         assert_eq!((examined.size_bytes, examined.format), (3 * MEBIBYTE, format));
         assert_eq!(state(), before);
         let data = VolumeData::Existing(existing);
-        assert_eq!(bed.backend.examine(&data).unwrap(), examined);
-        assert_eq!(bed.backend.source(&data), DiskSource::File(path.clone()));
-        assert_eq!(bed.backend.grow_data(&data, 5 * MEBIBYTE, false).unwrap(), 5 * MEBIBYTE);
+        assert_eq!(bed.backend.volumes().examine(&data).unwrap(), examined);
+        assert_eq!(bed.backend.volumes().source(&data), DiskSource::File(path.clone()));
+        assert_eq!(bed.backend.volumes().grow_data(&data, 5 * MEBIBYTE, false).unwrap(), 5 * MEBIBYTE);
         fs::copy(&path, path.with_extension("copy")).unwrap();
         fs::rename(path.with_extension("copy"), &path).unwrap();
-        let replaced = bed.backend.examine(&data);
+        let replaced = bed.backend.volumes().examine(&data);
         assert!(matches!(&replaced, Err(BlockError::Damaged(words)) if words.contains("another")), "{replaced:?}");
     }
 }
@@ -363,7 +364,7 @@ fn what_is_not_taken_over_is_refused_with_the_reason() {
         path.to_str().unwrap().to_owned()
     };
     let refused = |reference: &str, claimed: Option<Format>, words: &str| {
-        let error = bed.backend.adopt(reference, claimed).unwrap_err().to_string();
+        let error = bed.backend.volumes().adopt(reference, claimed).unwrap_err().to_string();
         assert!(error.contains(words), "{reference}: {error}");
     };
     let outside = bed.directory.path().join("outside");
@@ -387,7 +388,7 @@ fn what_is_not_taken_over_is_refused_with_the_reason() {
     let plain = disk("plain");
     refused(&plain, Some(Format::Qcow2), "not qcow2");
     let mut child = Command::new("sleep").arg("60").stdin(File::open(&plain).unwrap()).spawn().unwrap();
-    let open = bed.backend.adopt(&plain, None);
+    let open = bed.backend.volumes().adopt(&plain, None);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(matches!(&open, Err(BlockError::InUse(words)) if words.contains("sleep")), "{open:?}");

@@ -16,8 +16,7 @@ use uuid::Uuid;
 use super::base::{Base, Fill, Place};
 use super::volume_directory::VolumeDirectory;
 use super::{
-    BlockBackend, BlockError, DataRecord, DiskRecord, DiskRole, DiskSource, Examined, ExistingData, FillFile, Format,
-    NewData, NewDisk, NewSeed, VolumeData, Watch, marked, seed,
+    BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, Format, NewDisk, NewSeed, VolumeBackend, marked, seed,
 };
 use crate::image::qemu_img;
 
@@ -176,48 +175,8 @@ impl BlockBackend for DirectoryBackend {
         self.disks.remove(&place(instance, record))
     }
 
-    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
-        self.volumes.plan(new)
-    }
-
-    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.volumes.create(new, watch)
-    }
-
-    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
-        self.volumes.remove(record)
-    }
-
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError> {
-        self.volumes.grow(data, size_bytes, in_use)
-    }
-
-    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
-        self.volumes.examine(data)
-    }
-
-    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
-        self.volumes.adopt(reference, claimed)
-    }
-
-    fn source(&self, data: &VolumeData) -> DiskSource {
-        DiskSource::File(self.volumes.path(data))
-    }
-
-    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
-        Ok(())
-    }
-
-    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
-        self.volumes.open_to_write(data)
-    }
-
-    fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
-        self.volumes.holder(data)
-    }
-
-    fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        self.volumes.capacity()
+    fn volumes(&self) -> &dyn VolumeBackend {
+        &self.volumes
     }
 }
 

@@ -143,7 +143,7 @@ impl BlockError {
     }
 }
 
-/// Makes, grows and removes disks. Every call is idempotent for the same operation.
+/// Makes, grows and removes the disks of instances. Every call is idempotent for the same operation.
 pub trait BlockBackend: Send + Sync {
     /// Its name in records.
     fn name(&self) -> &str;
@@ -169,7 +169,13 @@ pub trait BlockBackend: Send + Sync {
     fn path(&self, record: &DiskRecord) -> PathBuf;
     /// Removes exactly this disk if its provenance matches the record; an absent one is success.
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError>;
-    /// The record that [`BlockBackend::create_data`] will produce; journaled before the data exists.
+    /// Where it keeps volumes.
+    fn volumes(&self) -> &dyn VolumeBackend;
+}
+
+/// Makes, grows and removes the data of volumes and snapshots, as every kind of storage can. Every call is idempotent for the same operation.
+pub trait VolumeBackend: Send + Sync {
+    /// The record that [`VolumeBackend::create_data`] will produce; journaled before the data exists.
     fn plan_data(&self, new: &NewData<'_>) -> DataRecord;
     /// Makes the data of a volume or snapshot, durable and complete; succeeds if this same operation made it before. Says
     /// what it became.

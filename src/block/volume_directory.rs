@@ -15,7 +15,8 @@ use uuid::Uuid;
 use super::base::{Base, Place};
 use super::copy::{self, copy, fingerprint, settled_fingerprint};
 use super::{
-    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeData, Watch, open,
+    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeBackend, VolumeData,
+    Watch, open,
 };
 use crate::image::{inspect, qemu_img};
 
@@ -50,36 +51,6 @@ impl VolumeDirectory {
 
     pub(super) fn managing(self, manage: Vec<PathBuf>) -> VolumeDirectory {
         VolumeDirectory { manage, ..self }
-    }
-
-    pub(super) fn plan(&self, new: &NewData<'_>) -> DataRecord {
-        let name = new.snapshot.map_or_else(|| DATA.to_owned(), |snapshot| snapshot.to_string());
-        DataRecord {
-            backend: self.name.clone(),
-            reference: format!("{}/{name}", new.volume),
-            operation: new.operation,
-            format: new.format.unwrap_or(Format::Qcow2),
-        }
-    }
-
-    pub(super) fn create(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        let record = self.plan(new);
-        let size_bytes = new
-            .size_bytes
-            .checked_next_multiple_of(SECTOR_BYTES)
-            .ok_or_else(|| BlockError::Refused(format!("{} bytes are no size of a disk", new.size_bytes)))?;
-        self.base.make(&self.place(&record)?, &|file, path| {
-            let made = Opened {
-                file: file.try_clone().map_err(|error| self.base.at(path, error))?,
-                path: path.to_owned(),
-                format: record.format,
-            };
-            self.fill(&made, new.source, size_bytes, watch)?;
-            // A source may be larger than its record says: its growing was interrupted.
-            if self.size(&made)? < size_bytes { self.enlarge(&made, size_bytes) } else { Ok(()) }
-        })?;
-        let made = self.find(&record)?.ok_or_else(|| self.missing(&record))?;
-        Ok(Examined { size_bytes: self.size(&made)?, format: record.format })
     }
 
     /// Writes what the new, empty file is to begin with.
@@ -138,31 +109,6 @@ impl VolumeDirectory {
         Ok(())
     }
 
-    pub(super) fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
-        self.base.remove(&self.place(record)?)
-    }
-
-    pub(super) fn grow(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError> {
-        let opened = self.open(data)?;
-        let present = self.size(&opened)?;
-        if present >= size_bytes {
-            return Ok(present);
-        }
-        match opened.format {
-            Format::Raw => {}
-            // Its tables belong to who has it open, who grows it when he is told to.
-            Format::Qcow2 if in_use => return Ok(present),
-            Format::Qcow2 => {
-                if let Some(holder) = self.holder(data)? {
-                    return Err(BlockError::InUse(format!("{holder} has {} open", opened.path.display())));
-                }
-            }
-        }
-        self.enlarge(&opened, size_bytes)?;
-        opened.file.sync_all().map_err(|error| self.base.at(&opened.path, error))?;
-        self.size(&opened)
-    }
-
     /// Makes a disk larger that is smaller.
     fn enlarge(&self, opened: &Opened, size_bytes: u64) -> Result<(), BlockError> {
         match opened.format {
@@ -175,50 +121,6 @@ impl VolumeDirectory {
             }
             Format::Qcow2 => qemu_img::grow(&opened.path, size_bytes).map_err(|words| self.base.said(words)),
         }
-    }
-
-    pub(super) fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
-        let opened = self.open(data)?;
-        let size_bytes = self.size(&opened).map_err(|error| match error {
-            BlockError::Failed(words) => BlockError::Damaged(format!(
-                "{} cannot be opened as {}: {words}",
-                opened.path.display(),
-                opened.format.word()
-            )),
-            error => error,
-        })?;
-        Ok(Examined { size_bytes, format: opened.format })
-    }
-
-    pub(super) fn adopt(
-        &self,
-        reference: &str,
-        claimed: Option<Format>,
-    ) -> Result<(ExistingData, Examined), BlockError> {
-        let path = Path::new(reference);
-        let file = self.open_managed(path)?;
-        let metadata = file.metadata().map_err(|error| self.base.at(path, error))?;
-        let refused = |why: &str| BlockError::Refused(format!("{reference} is not taken over: {why}"));
-        if metadata.nlink() != 1 {
-            return Err(refused("it has other names too, and others may use it by those; remove them, or make a copy"));
-        }
-        if metadata.mode() & WRITABLE_BY_ALL != 0 {
-            return Err(refused("everybody may write to it; chmod o-w it first"));
-        }
-        let failed =
-            |error| BlockError::Failed(format!("whether anybody has {reference} open cannot be found out: {error}"));
-        if let Some(holder) = open::holder(path).map_err(failed)? {
-            return Err(BlockError::InUse(format!("{holder} has {reference} open; end that first, and try again")));
-        }
-        let inspected = inspect::inspect(&file, claimed).map_err(|refusal| refused(&refusal.to_string()))?;
-        let examined = Examined { size_bytes: inspected.virtual_size_bytes, format: inspected.format };
-        let existing = ExistingData {
-            backend: self.name.clone(),
-            reference: reference.to_owned(),
-            identity: identity(&metadata),
-            format: inspected.format,
-        };
-        Ok((existing, examined))
     }
 
     /// Opens a regular file below one of the directories that the administrator named, for reading. Neither `..` nor a
@@ -258,7 +160,7 @@ impl VolumeDirectory {
     }
 
     /// Where the data lies. A record that is not one of ours leads to a path where nothing is.
-    pub(super) fn path(&self, data: &VolumeData) -> PathBuf {
+    fn path(&self, data: &VolumeData) -> PathBuf {
         match data {
             VolumeData::Ours(record) => match self.place(record) {
                 Ok(_) => self.base.path().join(&record.reference),
@@ -266,24 +168,6 @@ impl VolumeDirectory {
             },
             VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
         }
-    }
-
-    pub(super) fn open_to_write(&self, data: &VolumeData) -> Result<File, BlockError> {
-        let opened = self.open(data)?;
-        // The same file again, whatever lies in its place by now.
-        let same = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
-        let file = OpenOptions::new().read(true).write(true).open(same);
-        file.map_err(|error| self.base.at(&opened.path, error))
-    }
-
-    pub(super) fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
-        let path = self.path(data);
-        let holder = open::holder(&path).map_err(|error| self.base.at(&path, error))?;
-        Ok(holder.map(|holder| holder.to_string()))
-    }
-
-    pub(super) fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        self.base.capacity()
     }
 
     fn open(&self, data: &VolumeData) -> Result<Opened, BlockError> {
@@ -334,6 +218,129 @@ impl VolumeDirectory {
             }
             Some(_) | None => Err(BlockError::NotOurs(record.reference.clone())),
         }
+    }
+}
+
+impl VolumeBackend for VolumeDirectory {
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
+        let name = new.snapshot.map_or_else(|| DATA.to_owned(), |snapshot| snapshot.to_string());
+        DataRecord {
+            backend: self.name.clone(),
+            reference: format!("{}/{name}", new.volume),
+            operation: new.operation,
+            format: new.format.unwrap_or(Format::Qcow2),
+        }
+    }
+
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
+        let record = self.plan_data(new);
+        let size_bytes = new
+            .size_bytes
+            .checked_next_multiple_of(SECTOR_BYTES)
+            .ok_or_else(|| BlockError::Refused(format!("{} bytes are no size of a disk", new.size_bytes)))?;
+        self.base.make(&self.place(&record)?, &|file, path| {
+            let made = Opened {
+                file: file.try_clone().map_err(|error| self.base.at(path, error))?,
+                path: path.to_owned(),
+                format: record.format,
+            };
+            self.fill(&made, new.source, size_bytes, watch)?;
+            // A source may be larger than its record says: its growing was interrupted.
+            if self.size(&made)? < size_bytes { self.enlarge(&made, size_bytes) } else { Ok(()) }
+        })?;
+        let made = self.find(&record)?.ok_or_else(|| self.missing(&record))?;
+        Ok(Examined { size_bytes: self.size(&made)?, format: record.format })
+    }
+
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
+        self.base.remove(&self.place(record)?)
+    }
+
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError> {
+        let opened = self.open(data)?;
+        let present = self.size(&opened)?;
+        if present >= size_bytes {
+            return Ok(present);
+        }
+        match opened.format {
+            Format::Raw => {}
+            // Its tables belong to who has it open, who grows it when he is told to.
+            Format::Qcow2 if in_use => return Ok(present),
+            Format::Qcow2 => {
+                if let Some(holder) = self.holder(data)? {
+                    return Err(BlockError::InUse(format!("{holder} has {} open", opened.path.display())));
+                }
+            }
+        }
+        self.enlarge(&opened, size_bytes)?;
+        opened.file.sync_all().map_err(|error| self.base.at(&opened.path, error))?;
+        self.size(&opened)
+    }
+
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+        let opened = self.open(data)?;
+        let size_bytes = self.size(&opened).map_err(|error| match error {
+            BlockError::Failed(words) => BlockError::Damaged(format!(
+                "{} cannot be opened as {}: {words}",
+                opened.path.display(),
+                opened.format.word()
+            )),
+            error => error,
+        })?;
+        Ok(Examined { size_bytes, format: opened.format })
+    }
+
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
+        let path = Path::new(reference);
+        let file = self.open_managed(path)?;
+        let metadata = file.metadata().map_err(|error| self.base.at(path, error))?;
+        let refused = |why: &str| BlockError::Refused(format!("{reference} is not taken over: {why}"));
+        if metadata.nlink() != 1 {
+            return Err(refused("it has other names too, and others may use it by those; remove them, or make a copy"));
+        }
+        if metadata.mode() & WRITABLE_BY_ALL != 0 {
+            return Err(refused("everybody may write to it; chmod o-w it first"));
+        }
+        let failed =
+            |error| BlockError::Failed(format!("whether anybody has {reference} open cannot be found out: {error}"));
+        if let Some(holder) = open::holder(path).map_err(failed)? {
+            return Err(BlockError::InUse(format!("{holder} has {reference} open; end that first, and try again")));
+        }
+        let inspected = inspect::inspect(&file, claimed).map_err(|refusal| refused(&refusal.to_string()))?;
+        let examined = Examined { size_bytes: inspected.virtual_size_bytes, format: inspected.format };
+        let existing = ExistingData {
+            backend: self.name.clone(),
+            reference: reference.to_owned(),
+            identity: identity(&metadata),
+            format: inspected.format,
+        };
+        Ok((existing, examined))
+    }
+
+    fn source(&self, data: &VolumeData) -> DiskSource {
+        DiskSource::File(self.path(data))
+    }
+
+    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
+        let opened = self.open(data)?;
+        // The same file again, whatever lies in its place by now.
+        let same = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
+        let file = OpenOptions::new().read(true).write(true).open(same);
+        file.map_err(|error| self.base.at(&opened.path, error))
+    }
+
+    fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
+        let path = self.path(data);
+        let holder = open::holder(&path).map_err(|error| self.base.at(&path, error))?;
+        Ok(holder.map(|holder| holder.to_string()))
+    }
+
+    fn capacity(&self) -> Result<(u64, u64), BlockError> {
+        self.base.capacity()
     }
 }
 

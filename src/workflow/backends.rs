@@ -9,8 +9,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::engine::Shared;
-use crate::block::BlockBackend;
 use crate::block::directory::BUILT_IN;
+use crate::block::{BlockBackend, VolumeBackend};
 use crate::inventory::{Backend, Object};
 use crate::model::Class;
 use crate::model::backend::{BackendRecord, Kind};
@@ -22,16 +22,16 @@ use crate::store::StoreError;
 const EVERY: Duration = Duration::from_secs(30);
 
 impl Shared {
-    /// The backend of this name.
-    pub(super) fn backend(&self, name: &str) -> Result<&dyn BlockBackend, Reason> {
+    /// The volumes of the backend of this name.
+    pub(super) fn backend(&self, name: &str) -> Result<&dyn VolumeBackend, Reason> {
         let backend = self.parts.backends.named(name);
-        backend.map(AsRef::as_ref).ok_or_else(|| {
+        backend.map(|backend| backend.volumes()).ok_or_else(|| {
             Reason::NotFound(format!("backend named {name:?}: the configuration does not name it (any more)"))
         })
     }
 
-    /// The backend that keeps this data.
-    pub(super) fn backend_of(&self, data: &VolumeData) -> Result<&dyn BlockBackend, Reason> {
+    /// The volumes of the backend that keeps this data.
+    pub(super) fn backend_of(&self, data: &VolumeData) -> Result<&dyn VolumeBackend, Reason> {
         self.backend(data.backend())
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 /// Until the engine ends. While the backend is asked, nothing of the engine is held.
 fn ask(shared: &Weak<Shared>, backend: &dyn BlockBackend) {
     loop {
-        let capacity = backend.capacity();
+        let capacity = backend.volumes().capacity();
         let Some(shared) = shared.upgrade() else { return };
         if shared.gate.stopping() {
             return;

@@ -41,8 +41,8 @@ fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn(&mu
         format: Some(format),
         source: Source::Empty,
     };
-    let data = block.plan_data(&new);
-    block.create_data(&new, &|_| Ok(())).unwrap();
+    let data = block.volumes().plan_data(&new);
+    block.volumes().create_data(&new, &|_| Ok(())).unwrap();
     life.ledger
         .transact(|batch| {
             let owner = Ownership { owner: alice().uid, project: NO_PROJECT, generation: 0 };

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
-use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed, VolumeBackend};
 use instancefs::model::image::Format;
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -32,7 +31,7 @@ pub struct Disks {
 impl Default for Disks {
     fn default() -> Disks {
         let files = Files::default();
-        let volumes = VolumeFiles::new(files.0.path().join("volumes"));
+        let volumes = VolumeFiles::new("memory", files.0.path().join("volumes"));
         Disks {
             files,
             volumes,
@@ -153,48 +152,8 @@ impl BlockBackend for Disks {
         }
     }
 
-    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
-        self.volumes.plan(self.name(), new)
-    }
-
-    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.volumes.create(self.name(), new, watch)
-    }
-
-    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
-        self.volumes.remove(record)
-    }
-
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<u64, BlockError> {
-        self.volumes.grow(data, size_bytes)
-    }
-
-    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
-        self.volumes.examine(data)
-    }
-
-    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
-        self.volumes.adopt(self.name(), reference, claimed)
-    }
-
-    fn source(&self, data: &VolumeData) -> DiskSource {
-        self.volumes.source(data)
-    }
-
-    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
-        Ok(())
-    }
-
-    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
-        self.volumes.open(data)
-    }
-
-    fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
-        Ok(None)
-    }
-
-    fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        Ok((0, 0))
+    fn volumes(&self) -> &dyn VolumeBackend {
+        &self.volumes
     }
 }
 

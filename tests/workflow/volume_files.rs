@@ -7,13 +7,15 @@ use std::thread;
 use std::time::Duration;
 
 use instancefs::block::{
-    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeData, Watch,
+    BlockError, DataRecord, DiskSource, Examined, ExistingData, Format, NewData, Source, VolumeBackend, VolumeData,
+    Watch,
 };
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 /// See the module.
 pub struct VolumeFiles {
+    backend: String,
     pub directory: PathBuf,
     /// Who made what, by reference.
     pub made_by: Mutex<BTreeMap<String, Uuid>>,
@@ -28,8 +30,10 @@ pub struct VolumeFiles {
 }
 
 impl VolumeFiles {
-    pub fn new(directory: PathBuf) -> VolumeFiles {
+    /// Of the backend of this name.
+    pub fn new(backend: &str, directory: PathBuf) -> VolumeFiles {
         VolumeFiles {
+            backend: backend.to_owned(),
             directory,
             made_by: Mutex::default(),
             grow_fails: Mutex::default(),
@@ -39,18 +43,39 @@ impl VolumeFiles {
         }
     }
 
-    pub fn plan(&self, backend: &str, new: &NewData<'_>) -> DataRecord {
+    /// Where the data lies.
+    pub fn path(&self, data: &VolumeData) -> PathBuf {
+        match data {
+            VolumeData::Ours(record) => self.directory.join(&record.reference),
+            VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
+        }
+    }
+
+    /// What there is, by reference.
+    pub fn references(&self) -> BTreeMap<String, Uuid> {
+        self.made_by.lock().clone()
+    }
+
+    /// What follows the first line.
+    fn rest(&self, path: &std::path::Path) -> Result<String, BlockError> {
+        let text = fs::read_to_string(path).map_err(failed)?;
+        Ok(text.split_once('\n').map(|(_, rest)| rest.to_owned()).unwrap_or_default())
+    }
+}
+
+impl VolumeBackend for VolumeFiles {
+    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
         let name = new.snapshot.map_or("data".to_owned(), |snapshot| snapshot.to_string());
         DataRecord {
-            backend: backend.to_owned(),
+            backend: self.backend.clone(),
             reference: format!("{}/{name}", new.volume),
             operation: new.operation,
             format: new.format.unwrap_or(Format::Raw),
         }
     }
 
-    pub fn create(&self, backend: &str, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        let record = self.plan(backend, new);
+    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
+        let record = self.plan_data(new);
         let made = Examined { size_bytes: new.size_bytes, format: record.format };
         match self.made_by.lock().get(&record.reference) {
             Some(operation) if *operation == record.operation => return Ok(made),
@@ -79,7 +104,7 @@ impl VolumeFiles {
         Ok(made)
     }
 
-    pub fn remove(&self, record: &DataRecord) -> Result<(), BlockError> {
+    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
         if *self.remove_fails.lock() {
             return Err(BlockError::Failed("a test wants it so".to_owned()));
         }
@@ -97,7 +122,7 @@ impl VolumeFiles {
         }
     }
 
-    pub fn grow(&self, data: &VolumeData, size_bytes: u64) -> Result<u64, BlockError> {
+    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<u64, BlockError> {
         if *self.grow_fails.lock() {
             return Err(BlockError::NoSpace("the volumes' place".to_owned()));
         }
@@ -109,7 +134,7 @@ impl VolumeFiles {
         Ok(size)
     }
 
-    pub fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
+    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
         if let VolumeData::Ours(record) = data
             && self.made_by.lock().get(&record.reference) != Some(&record.operation)
         {
@@ -124,17 +149,12 @@ impl VolumeFiles {
         Ok(Examined { size_bytes, format })
     }
 
-    pub fn adopt(
-        &self,
-        backend: &str,
-        reference: &str,
-        claimed: Option<Format>,
-    ) -> Result<(ExistingData, Examined), BlockError> {
+    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
         use std::os::unix::fs::MetadataExt;
         let path = self.directory.join(reference);
         let metadata = fs::metadata(&path).map_err(|_| BlockError::Missing(format!("file {}", path.display())))?;
         let existing = ExistingData {
-            backend: backend.to_owned(),
+            backend: self.backend.clone(),
             reference: path.display().to_string(),
             identity: metadata.ino().to_string(),
             format: claimed.unwrap_or(Format::Raw),
@@ -143,31 +163,24 @@ impl VolumeFiles {
         Ok((existing, examined))
     }
 
-    pub fn source(&self, data: &VolumeData) -> DiskSource {
+    fn source(&self, data: &VolumeData) -> DiskSource {
         DiskSource::File(self.path(data))
     }
 
-    pub fn open(&self, data: &VolumeData) -> Result<fs::File, BlockError> {
+    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    fn open_data(&self, data: &VolumeData) -> Result<fs::File, BlockError> {
         fs::File::open(self.path(data)).map_err(failed)
     }
 
-    /// Where the data lies.
-    pub fn path(&self, data: &VolumeData) -> PathBuf {
-        match data {
-            VolumeData::Ours(record) => self.directory.join(&record.reference),
-            VolumeData::Existing(existing) => PathBuf::from(&existing.reference),
-        }
+    fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
+        Ok(None)
     }
 
-    /// What there is, by reference.
-    pub fn references(&self) -> BTreeMap<String, Uuid> {
-        self.made_by.lock().clone()
-    }
-
-    /// What follows the first line.
-    fn rest(&self, path: &std::path::Path) -> Result<String, BlockError> {
-        let text = fs::read_to_string(path).map_err(failed)?;
-        Ok(text.split_once('\n').map(|(_, rest)| rest.to_owned()).unwrap_or_default())
+    fn capacity(&self) -> Result<(u64, u64), BlockError> {
+        Ok((0, 0))
     }
 }
 

@@ -51,7 +51,7 @@ impl Reconciler {
         let volumes = self.ledger.inventory().volumes();
         let paths = volumes.iter().filter_map(|volume| {
             let data = volume.record.data.as_ref()?;
-            let source = backends.named(data.backend())?.source(data);
+            let source = backends.named(data.backend())?.volumes().source(data);
             Some((source.path()?.to_owned(), volume.id))
         });
         paths.collect()

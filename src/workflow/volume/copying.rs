@@ -1,6 +1,6 @@
 //! Data of a volume is made, in a lane if much is to be copied, with progress, and given up when the operation is.
 
-use crate::block::{BlockBackend, BlockError, Examined, NewData, Source};
+use crate::block::{BlockError, Examined, NewData, Source, VolumeBackend};
 use crate::workflow::copies::halt;
 use crate::workflow::lanes::{self, Lane};
 use crate::workflow::operation::{Halt, Run};
@@ -28,7 +28,7 @@ pub(super) fn begin<'a>(
 
 impl Copying<'_> {
     /// Makes it.
-    pub(super) fn create(self, backend: &dyn BlockBackend, new: &NewData<'_>) -> Result<Examined, Halt> {
+    pub(super) fn create(self, backend: &dyn VolumeBackend, new: &NewData<'_>) -> Result<Examined, Halt> {
         let progress = Progress::new(self.run);
         let watch = |percent: u8| {
             progress.show(percent);

@@ -225,7 +225,7 @@ fn near(
     of: impl FnOnce(VolumeData) -> Of,
 ) -> Result<Of, Reason> {
     let backend = shared.backend_of(&data)?;
-    if backend.name() == record.backend {
+    if data.backend() == record.backend {
         return Ok(of(data));
     }
     backend.prepare(&data).map_err(of_block)?;
@@ -233,8 +233,8 @@ fn near(
 }
 
 /// Takes over data that is there. Nothing is written to it.
-fn adopt(run: &Run, record: &VolumeRecord, backend: &str, reference: &str) -> Result<Ending, Halt> {
-    let backend = run.shared.backend(backend).map_err(Halt::Failed)?;
+fn adopt(run: &Run, record: &VolumeRecord, name: &str, reference: &str) -> Result<Ending, Halt> {
+    let backend = run.shared.backend(name).map_err(Halt::Failed)?;
     let (existing, examined) =
         backend.adopt(reference, record.disk_format).map_err(|error| Halt::Failed(of_block(error)))?;
     if ![0, examined.size_bytes].contains(&record.size_bytes) {
@@ -257,7 +257,7 @@ fn adopt(run: &Run, record: &VolumeRecord, backend: &str, reference: &str) -> Re
     if run.volume()?.record.data.as_ref() != Some(&data) {
         return Err(Halt::Failed(taken(reference, "another volume")));
     }
-    let name = backend.name().to_owned();
+    let name = name.to_owned();
     Ok(ending(run, move |record| {
         record.draft = None;
         record.backend.clone_from(&name);

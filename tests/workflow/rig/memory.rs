@@ -6,8 +6,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed};
-use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, DiskRole, FillFile, NewDisk, NewSeed, VolumeBackend};
 use instancefs::model::image::Format;
 use instancefs::store::{Change, Committed, Compare, Record, Revision, Store, StoreError};
 use parking_lot::Mutex;
@@ -87,7 +86,7 @@ const BACKEND: &str = "memory";
 
 impl FileDisks {
     pub fn new(directory: PathBuf) -> FileDisks {
-        let volumes = VolumeFiles::new(directory.with_file_name("volumes"));
+        let volumes = VolumeFiles::new(BACKEND, directory.with_file_name("volumes"));
         FileDisks { directory, made_by: Mutex::default(), volumes }
     }
 
@@ -216,47 +215,7 @@ impl BlockBackend for FileDisks {
         Ok(())
     }
 
-    fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
-        self.volumes.plan(self.name(), new)
-    }
-
-    fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.volumes.create(self.name(), new, watch)
-    }
-
-    fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
-        self.volumes.remove(record)
-    }
-
-    fn grow_data(&self, data: &VolumeData, size_bytes: u64, _in_use: bool) -> Result<u64, BlockError> {
-        self.volumes.grow(data, size_bytes)
-    }
-
-    fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
-        self.volumes.examine(data)
-    }
-
-    fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
-        self.volumes.adopt(self.name(), reference, claimed)
-    }
-
-    fn source(&self, data: &VolumeData) -> DiskSource {
-        self.volumes.source(data)
-    }
-
-    fn prepare(&self, _data: &VolumeData) -> Result<(), BlockError> {
-        Ok(())
-    }
-
-    fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
-        self.volumes.open(data)
-    }
-
-    fn holder(&self, _data: &VolumeData) -> Result<Option<String>, BlockError> {
-        Ok(None)
-    }
-
-    fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        Ok((0, 0))
+    fn volumes(&self) -> &dyn VolumeBackend {
+        &self.volumes
     }
 }

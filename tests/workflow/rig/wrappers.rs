@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
-use instancefs::block::{BlockBackend, BlockError, DiskRecord, FillFile, NewDisk, NewSeed};
+use instancefs::block::{BlockBackend, BlockError, DiskRecord, FillFile, NewDisk, NewSeed, VolumeBackend};
 use instancefs::block::{DataRecord, DiskSource, Examined, ExistingData, NewData, VolumeData, Watch};
 use instancefs::hypervisor::definition::{AttachedDisk, Profile};
 use instancefs::hypervisor::simulated::SimulatedHypervisor;
@@ -233,38 +233,44 @@ impl BlockBackend for WiredBlock {
     fn remove(&self, record: &DiskRecord) -> Result<(), BlockError> {
         self.call("remove", || self.inner.remove(record))
     }
+    fn volumes(&self) -> &dyn VolumeBackend {
+        self
+    }
+}
+
+impl VolumeBackend for WiredBlock {
     fn plan_data(&self, new: &NewData<'_>) -> DataRecord {
-        self.inner.plan_data(new)
+        self.inner.volumes().plan_data(new)
     }
     fn create_data(&self, new: &NewData<'_>, watch: Watch<'_>) -> Result<Examined, BlockError> {
-        self.call("create_data", || self.inner.create_data(new, watch))
+        self.call("create_data", || self.inner.volumes().create_data(new, watch))
     }
     fn remove_data(&self, record: &DataRecord) -> Result<(), BlockError> {
-        self.call("remove_data", || self.inner.remove_data(record))
+        self.call("remove_data", || self.inner.volumes().remove_data(record))
     }
     fn grow_data(&self, data: &VolumeData, size_bytes: u64, in_use: bool) -> Result<u64, BlockError> {
-        self.call("grow_data", || self.inner.grow_data(data, size_bytes, in_use))
+        self.call("grow_data", || self.inner.volumes().grow_data(data, size_bytes, in_use))
     }
     fn examine(&self, data: &VolumeData) -> Result<Examined, BlockError> {
-        self.call("examine", || self.inner.examine(data))
+        self.call("examine", || self.inner.volumes().examine(data))
     }
     fn adopt(&self, reference: &str, claimed: Option<Format>) -> Result<(ExistingData, Examined), BlockError> {
-        self.call("adopt", || self.inner.adopt(reference, claimed))
+        self.call("adopt", || self.inner.volumes().adopt(reference, claimed))
     }
     fn source(&self, data: &VolumeData) -> DiskSource {
-        self.inner.source(data)
+        self.inner.volumes().source(data)
     }
     fn prepare(&self, data: &VolumeData) -> Result<(), BlockError> {
-        self.call("prepare", || self.inner.prepare(data))
+        self.call("prepare", || self.inner.volumes().prepare(data))
     }
     fn open_data(&self, data: &VolumeData) -> Result<File, BlockError> {
-        self.call("open_data", || self.inner.open_data(data))
+        self.call("open_data", || self.inner.volumes().open_data(data))
     }
     fn holder(&self, data: &VolumeData) -> Result<Option<String>, BlockError> {
-        self.call("holder", || self.inner.holder(data))
+        self.call("holder", || self.inner.volumes().holder(data))
     }
     fn capacity(&self) -> Result<(u64, u64), BlockError> {
-        self.inner.capacity()
+        self.inner.volumes().capacity()
     }
 }
 
