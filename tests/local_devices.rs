@@ -317,6 +317,24 @@ fn an_exporter_has_no_other_rights_than_to_mount_and_to_open_no_network_and_one_
 }
 
 #[test]
+fn a_device_is_read_from_its_exporter_in_requests_larger_than_the_kernels_usual_ones() {
+    let mut bed = Bed::new(Format::Qcow2);
+    let device = bed.attach();
+    let exporter = bed.exporter();
+    let reads = || -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/io", exporter.pid)).expect("it runs");
+        let count = text.lines().find_map(|line| line.strip_prefix("syscr: ")).expect("a count of reads");
+        count.parse().expect("a number")
+    };
+    let before = reads();
+    assert_eq!(fs::read(&device).expect("read").len() as u64, 64 * MIB);
+    let taken = reads() - before;
+    // Nothing is allocated in it, so that each request is one read: of its words.
+    assert!(taken < 64 * MIB / (128 << 10), "{taken} requests for 64 MiB");
+    bed.detach();
+}
+
+#[test]
 fn what_a_killed_exporter_leaves_is_cleared_away_when_nobody_has_it_mounted() {
     let mut bed = Bed::new(Format::Qcow2);
     let device = bed.attach();

@@ -63,14 +63,15 @@ pub(super) fn find(directory: &Path) -> io::Result<Option<Exporter>> {
     Ok(Some(Exporter { pid, started_at, mountpoint: mountpoint(directory) }))
 }
 
-/// Has the kernel read ahead in what an exporter shows as far as that pays: the exporter takes one request at a time.
-pub(super) fn read_ahead(disk: &File) {
+/// Has the kernel read ahead in what an exporter shows as far as that pays: the exporter takes one request at a time. A file
+/// that is open already goes on as it was when it was opened, so this comes first.
+pub(super) fn read_ahead(exporter: &Exporter) {
     let set = |metadata: fs::Metadata| {
         let device = metadata.dev();
         let place = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
         fs::write(place, READ_AHEAD_KIB)
     };
-    if let Err(error) = disk.metadata().and_then(set) {
+    if let Err(error) = fs::symlink_metadata(&exporter.mountpoint).and_then(set) {
         log::debug!("what is exported is read ahead as little as anything else: {error}");
     }
 }

@@ -271,10 +271,10 @@ impl LocalDevices for HostDevices {
         if let Some(found) = self.find(data, exporter)? {
             return Ok(found);
         }
-        let file = self.open_backing(data, exporter)?;
-        if exporter.is_some() {
-            exporter::read_ahead(&file);
+        if let Some(exporter) = exporter {
+            exporter::read_ahead(exporter);
         }
+        let file = self.open_backing(data, exporter)?;
         let control = LocalError::at(Path::new(loop_device::CONTROL));
         let backing = loop_device::backing_of(&file).map_err(&control)?;
         let access = match exporter {
