@@ -9,17 +9,18 @@ from pathlib import Path
 
 
 class Tree:
-    """A tree on a simulated host, in a directory of its own; unmounted and removed on leaving."""
+    """A tree in a directory of its own; unmounted and removed on leaving."""
 
-    def __init__(self, program: Path):
+    def __init__(self, program: Path, host: str = "simulated:{}/simulated"):
+        """A host as --connect names it; {} stands for the directory."""
         self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
         self.directory.chmod(0o711)
         self.root = self.directory / "tree"
         self.root.mkdir()
         self.log = open(self.directory / "daemon.log", "wb")
         self.daemon = subprocess.Popen(
-            [program, "mount", "--connect", f"simulated:{self.directory}/simulated",
-             "--state-dir", self.directory / "state", self.root],
+            [program, "mount", "--connect", host.format(self.directory), "--state-dir", self.directory / "state",
+             self.root],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
 
     def __enter__(self):
