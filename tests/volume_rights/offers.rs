@@ -2,8 +2,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::sync::Barrier;
-use std::thread;
 
 use crate::support::{User, errno, gid};
 use crate::{
@@ -170,36 +168,6 @@ fn a_lock_holds_an_offered_volume_until_it_is_opened() {
     assert_eq!(writes(&taker(), &accept, &key), 0);
     daemon.set(format!("volumes/{id}/locked"), "1");
     assert_eq!(writes(&taker(), &daemon.path(format!("volumes/{id}/transfer")), "back"), libc::EPERM);
-}
-
-#[test]
-fn the_right_key_by_two_at_once_succeeds_once() {
-    let daemon = daemon();
-    let id = volume(&daemon);
-    let mut by = owner();
-    for round in 0..20 {
-        let offer = offer(&daemon, &by, id, &format!("round {round}"));
-        let key = key(&daemon, &by, offer);
-        let accept = daemon.path(format!("transfers/{offer}/accept"));
-        let users = [user(2100), user(2101)];
-        let start = Barrier::new(users.len());
-        let outcomes: Vec<_> = thread::scope(|scope| {
-            let taking = users.each_ref().map(|user| {
-                scope.spawn(|| {
-                    user.act(|| {
-                        start.wait();
-                        errno(crate::write(&accept, key.as_bytes()))
-                    })
-                })
-            });
-            taking.into_iter().map(|taking| taking.join().expect("it ends")).collect()
-        });
-        let winner = users.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == 0).map(|(user, _)| user);
-        let winners: Vec<_> = winner.collect();
-        assert!(winners.len() == 1 && outcomes.contains(&libc::EINVAL), "{outcomes:?}");
-        assert_eq!(daemon.read(format!("volumes/{id}/owner")), winners[0].uid.to_string());
-        by = winners[0].clone();
-    }
 }
 
 #[test]
