@@ -535,6 +535,9 @@ fn the_root_disk_of_an_instance_that_boots_from_a_volume_grows_with_it() {
     let root = self::volume(&life, &*bed.world.disks, Format::Raw, bootable);
     attach_as(&life, root, id, Some("vda")).unwrap();
     life.state(id, State::Stopped).unwrap();
+    let refused = life.change(&alice(), id, InstanceChange::RootDiskBytes(2 << 30)).unwrap_err();
+    assert_eq!(refused.errno(), libc::EOPNOTSUPP);
+    assert!(refused.to_string().contains(&format!("the volume {root}")), "{refused}");
     life.change_volume(&alice(), root, VolumeChange::SizeBytes(2 << 30)).unwrap();
     assert_eq!(life.instance(id).record.root_disk_bytes, Some(2 << 30));
 }

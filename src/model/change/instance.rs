@@ -7,6 +7,7 @@ use crate::model::reason::Reason;
 use crate::model::reconfiguration::Reconfiguration;
 use crate::model::record::{DiskRole, InstanceRecord};
 use crate::model::task::Operation;
+use crate::model::volume::device;
 
 /// Judges one change of an instance, in the interface's order of refusals. `name` is the present name.
 pub fn judge_instance(
@@ -261,6 +262,12 @@ fn grows(record: &InstanceRecord, change: &Reconfiguration) -> Result<(), Reason
     // A flavor may give what is there already.
     if record.root_disk_bytes == Some(wanted) {
         return Ok(());
+    }
+    if let Some(volume) = record.volumes.get(device::ROOT) {
+        return Err(Reason::Unsupported(format!(
+            "the instance boots from the volume {volume}, whose size its disk has; write the size to size_bytes of that \
+             volume"
+        )));
     }
     if !record.disks.iter().any(|disk| disk.role == DiskRole::Root) {
         return Err(Reason::Unsupported(
