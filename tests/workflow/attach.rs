@@ -406,6 +406,8 @@ fn one_that_is_asked_to_give_up_takes_it_back() {
     assert_eq!(life.state(id, State::Stopped).unwrap_err().errno(), libc::EBUSY);
     let reset = Request::Instance { id, changes: vec![InstanceChange::ResetState] };
     let cancelled = life.submit(&root(), reset, Wait::Settle);
+    // Judged in their order: when this one is answered, the attachment has been asked to give up.
+    assert_eq!(life.state(id, State::Stopped).unwrap_err().errno(), libc::EBUSY);
     bed.world.control(json!({ "do": "release" }));
     answered.recv_timeout(crate::lab::DEADLINE).unwrap().unwrap_err();
     cancelled.recv_timeout(crate::lab::DEADLINE).unwrap().unwrap();
