@@ -3,6 +3,8 @@
 
 #[path = "libvirt_backend/daemon.rs"]
 mod daemon;
+#[path = "libvirt_backend/disks.rs"]
+mod disks;
 #[path = "libvirt_backend/guest.rs"]
 mod guest;
 

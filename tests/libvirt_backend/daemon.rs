@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ impl Daemon {
         )
     }
 
-    /// Starts the process and waits for its socket.
+    /// Starts the process and waits until it listens, which is later than that its socket is there.
     pub fn restart(&self) {
         let _ = fs::remove_file(self.socket_path());
         let child = Command::new("unshare")
@@ -87,7 +88,7 @@ impl Daemon {
             .unwrap();
         *self.process.borrow_mut() = Some(child);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.socket_path().exists() {
+        while UnixStream::connect(self.socket_path()).is_err() {
             assert!(Instant::now() < deadline, "libvirtd does not start");
             std::thread::sleep(Duration::from_millis(20));
         }

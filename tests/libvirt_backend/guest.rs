@@ -1,4 +1,4 @@
-//! A guest of one boot sector: it prints `BOOT`, then a dot at each tick of the timer.
+//! Guests of one boot sector: one prints `BOOT`, then a dot at each tick of the timer; another one lets go of devices.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -47,13 +47,23 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Makes a state directory that QEMU's user may pass through, and a disk in it.
+    /// One that tells of itself, and hears nothing.
     pub fn new() -> Self {
+        Self::of(boot_sector())
+    }
+
+    /// One that lets go of each PCI device as soon as it is asked to.
+    pub fn that_lets_go() -> Self {
+        Self::of(letting_go())
+    }
+
+    /// Makes a state directory that QEMU's user may pass through, and a disk in it.
+    fn of(boot_sector: [u8; 512]) -> Self {
         let state = tempfile::tempdir().unwrap();
         fs::set_permissions(state.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let guest = Self { state, uuid: Uuid::new_v4() };
         let raw = guest.state().join("disk.raw");
-        let mut disk = boot_sector().to_vec();
+        let mut disk = boot_sector.to_vec();
         disk.resize(1 << 20, 0);
         fs::write(&raw, disk).unwrap();
         let converted = Command::new("qemu-img")
@@ -115,6 +125,12 @@ impl Guest {
         self.console().matches('.').count()
     }
 
+    /// The files that its QEMU has open.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let descriptors = fs::read_dir(process_with_argument(&self.uuid.to_string()).join("fd")).unwrap();
+        descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect()
+    }
+
     /// Its QEMU is no root process, has a seccomp filter, and owns its disk.
     pub fn prove_it_is_confined(&self, uuid: Uuid) {
         let process = process_with_argument(&uuid.to_string());
@@ -172,9 +188,40 @@ fn boot_sector() -> [u8; 512] {
     ];
     let text = b"\nBOOT\n\0";
     assert_eq!(code.len(), 0x1a);
+    bootable(&[&code[..], text].concat())
+}
+
+/// The registers are those of the machine type `pc`: docs/specs/acpi_pci_hotplug in QEMU.
+fn letting_go() -> [u8; 512] {
+    bootable(&[
+        0xfa, // cli
+        0x31, 0xc0, // xor ax, ax
+        0x8e, 0xd8, // mov ds, ax
+        0xb0, 0x34, // mov al, 0x34: the timer's channel 0, as a rate of
+        0xe6, 0x43, // out 0x43, al
+        0xb0, 0xe8, // mov al, 0xe8: 1193182 Hz / 1000
+        0xe6, 0x40, // out 0x40, al
+        0xb0, 0x03, // mov al, 0x03
+        0xe6, 0x40, // out 0x40, al
+        // tick:
+        0xfb, // sti
+        0xf4, // hlt
+        0xba, 0x10, 0xae, // mov dx, 0xae10: the bus, 0
+        0x66, 0x31, 0xc0, // xor eax, eax
+        0x66, 0xef, // out dx, eax
+        0xba, 0x04, 0xae, // mov dx, 0xae04: the slots that are to be let go
+        0x66, 0xed, // in eax, dx
+        0x66, 0x85, 0xc0, // test eax, eax
+        0x74, 0xec, // jz tick
+        0xba, 0x08, 0xae, // mov dx, 0xae08: eject
+        0x66, 0xef, // out dx, eax
+        0xeb, 0xe5, // jmp tick
+    ])
+}
+
+fn bootable(code: &[u8]) -> [u8; 512] {
     let mut sector = [0; 512];
-    sector[..code.len()].copy_from_slice(&code);
-    sector[code.len()..][..text.len()].copy_from_slice(text);
+    sector[..code.len()].copy_from_slice(code);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     sector
 }
