@@ -176,6 +176,11 @@ pub fn names(xml: &str, path: &Path) -> bool {
     }
 }
 
+/// Whether a domain's XML is of a guest that is there: only that has a number on its host.
+pub(super) fn is_live(xml: &str) -> bool {
+    document(xml).is_ok_and(|document| root(&document, "domain").is_ok_and(|domain| domain.has_attribute("id")))
+}
+
 /// The name and UUID in a domain's XML.
 pub(super) fn identity_of(xml: &str) -> Option<(String, Option<Uuid>)> {
     let document = document(xml).ok()?;

@@ -194,15 +194,10 @@ impl Hypervisor for Libvirt {
         self.on(uuid, |domain| domain.xml_desc(raw::VIR_DOMAIN_XML_INACTIVE))
     }
 
+    /// What it is of is asked of the answer, so that no start or end can come between.
     fn live_definition(&self, uuid: Uuid) -> Result<Option<String>, HypervisorError> {
-        self.on(uuid, |domain| {
-            if !domain.is_active()? {
-                return Ok(None);
-            }
-            let xml = domain.xml_desc(0)?;
-            // It may have ended between the two, and then this was the other definition.
-            Ok(domain.is_active()?.then_some(xml))
-        })
+        let xml = self.on(uuid, |domain| domain.xml_desc(0))?;
+        Ok(definition::is_live(&xml).then_some(xml))
     }
 
     fn define(&self, xml: &str) -> Result<(), HypervisorError> {
@@ -336,14 +331,16 @@ impl Hypervisor for Libvirt {
 
     /// The element is taken from the definition itself, in libvirt's own words for it.
     fn detach_disk(&self, uuid: Uuid, device: &str, places: Places) -> Result<(), HypervisorError> {
-        let xml = match places.live {
-            true => self.live_definition(uuid)?,
-            false => Some(self.definition(uuid)?),
-        };
-        let xml = xml.ok_or_else(|| HypervisorError::InvalidState("the domain is not running".to_owned()))?;
-        let element = definition::disk_element(&xml, device)
-            .ok_or_else(|| HypervisorError::Failed(format!("the domain has no disk {device}")))?;
-        self.on(uuid, |domain| domain.detach_device_flags(&element, affected(places)))
+        let kind = if places.live { 0 } else { raw::VIR_DOMAIN_XML_INACTIVE };
+        let is_there = self.on(uuid, |domain| match definition::disk_element(&domain.xml_desc(kind)?, device) {
+            // Refused by libvirt itself where there is no guest.
+            Some(element) => domain.detach_device_flags(&element, affected(places)).map(|()| true),
+            None => Ok(false),
+        })?;
+        match is_there {
+            true => Ok(()),
+            false => Err(HypervisorError::Failed(format!("the domain has no disk {device}"))),
+        }
     }
 
     fn resize_disk(&self, uuid: Uuid, device: &str, size_bytes: u64) -> Result<(), HypervisorError> {

@@ -94,7 +94,9 @@ pub(super) struct Removal<'a> {
 
 /// What asking a guest came to.
 enum Answer {
-    /// It let go, or may have.
+    /// It has let go, as this look at the domain shows.
+    LetGo(Option<Seen>),
+    /// It may have let go.
     Heard,
     /// It will not.
     Refused,
@@ -105,7 +107,13 @@ impl Removal<'_> {
     pub(super) fn remove(&self) -> Result<bool, Halt> {
         let mut refusals = 0;
         let mut asked = false;
-        while let Some(seen) = Seen::of(self.run, self.id)? {
+        let mut looked = None;
+        loop {
+            let seen = match looked.take() {
+                Some(seen) => seen,
+                None => Seen::of(self.run, self.id)?,
+            };
+            let Some(seen) = seen else { return Ok(false) };
             let found = seen.find(self.path)?;
             let Some(device) = found.device().map(str::to_owned) else { return Ok(true) };
             disks::has_no_saved_memory(&seen.domain)?;
@@ -118,6 +126,10 @@ impl Removal<'_> {
                     (self.may_go_on)()?;
                     let first = !std::mem::replace(&mut asked, true);
                     match self.ask(device, xml, first)? {
+                        Ok(Answer::LetGo(seen)) => {
+                            looked = Some(seen);
+                            Ok(())
+                        }
                         Ok(Answer::Heard) => Ok(()),
                         Ok(Answer::Refused) => return Err(Halt::Failed(refused(device))),
                         Err(error) => Err(error),
@@ -140,10 +152,9 @@ impl Removal<'_> {
                 },
             }
         }
-        Ok(false)
     }
 
-    /// Asks the guest, and gives it time. What it has then is looked at by the caller.
+    /// Asks the guest, and gives it time. What it has then is looked at by the caller, if it was not here.
     fn ask(&self, device: &str, xml: &str, first: bool) -> Result<Result<Answer, HypervisorError>, Halt> {
         let reconciler = &self.run.shared.parts.reconciler;
         let alias = disk_alias(xml, device).unwrap_or_else(|| device.to_owned());
@@ -151,9 +162,13 @@ impl Removal<'_> {
         let before = reconciler.device_news(self.id);
         let is_refused = || refusals(&reconciler.device_news(self.id)) > refusals(&before);
         match self.run.hypervisor().detach_disk(self.id, device, LIVE) {
-            // The driver may have waited for the guest itself.
-            Ok(()) if self.has_let_go()? => return Ok(Ok(Answer::Heard)),
-            Ok(()) => {}
+            Ok(()) => {
+                // The driver may have waited for the guest itself.
+                let seen = Seen::of(self.run, self.id)?;
+                if self.is_free(seen.as_ref())? {
+                    return Ok(Ok(Answer::LetGo(seen)));
+                }
+            }
             Err(error @ HypervisorError::Failed(_)) => {
                 // The guest's word comes another way than the answer.
                 if reconciler.wait_for(self.id, NEWS_PATIENCE, &|_| is_refused()) {
@@ -180,8 +195,8 @@ impl Removal<'_> {
         }
     }
 
-    fn has_let_go(&self) -> Result<bool, Halt> {
-        let seen = Seen::of(self.run, self.id)?;
+    /// Whether the guest has it no more.
+    fn is_free(&self, seen: Option<&Seen>) -> Result<bool, Halt> {
         seen.map_or(Ok(true), |seen| Ok(seen.find(self.path)?.live.is_none()))
     }
 }
