@@ -1,6 +1,7 @@
 """A libvirtd of our own with a running guest, and one open connection to it: libvirt's C functions, called as they are."""
 
 import ctypes
+import socket
 import subprocess
 import tempfile
 import time
@@ -106,15 +107,18 @@ class Libvirt:
         return self
 
     def connect(self):
-        socket = self.directory / "run" / "libvirt-sock"
+        path = str(self.directory / "run" / "libvirt-sock")
         deadline = time.monotonic() + 60
-        while not socket.exists():
-            if self.daemon.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"bench: libvirtd does not start: see {self.directory}/log")
-            time.sleep(0.02)
+        # It is there before it is listened at.
+        with socket.socket(socket.AF_UNIX) as tried:
+            while tried.connect_ex(path) != 0:
+                if self.daemon.poll() is not None or time.monotonic() > deadline:
+                    log = self.directory / "log" / "libvirtd.log"
+                    raise SystemExit("bench: libvirtd does not start:\n" + (log.read_text() if log.exists() else ""))
+                time.sleep(0.02)
         self.functions.virEventRegisterDefaultImpl()
         self.connection = self.expect(
-            self.functions.virConnectOpen(f"qemu+unix:///system?socket={socket}".encode()))
+            self.functions.virConnectOpen(f"qemu+unix:///system?socket={path}".encode()))
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
         # Kept, since libvirt calls it as long as the connection lives.
         self.heard = prototype(lambda _connection, _domain, alias, _opaque: self.removed.append(alias.decode()))
