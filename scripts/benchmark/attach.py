@@ -12,6 +12,9 @@ MEBIBYTES = 64
 ELEMENT = """<disk type='file' device='disk'><driver name='qemu' type='raw' discard='unmap'/><source file='{file}'/>
 <target dev='vdz' bus='virtio'/><serial>by-hand</serial></disk>"""
 
+# What libvirt calls vdz.
+ALIAS = "virtio-disk25"
+
 
 class Change:
     """One of two changes that undo each other; the other one is not counted."""
@@ -59,7 +62,7 @@ class Attachments:
 
     def rows(self) -> list[tuple]:
         """As rows()."""
-        attach, detach = lambda: self.libvirt.attach(self.element), lambda: self.libvirt.detach(self.element)
+        attach, detach = lambda: self.libvirt.attach(self.element), lambda: self.libvirt.detach(self.element, ALIAS)
         return [
             ("attach, live", 1, Change(self.attach, after=self.detach), "libvirt's call", Change(attach, after=detach)),
             ("detach, live", 1, Change(self.detach, before=self.attach), "libvirt's call, event",

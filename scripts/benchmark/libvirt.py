@@ -135,22 +135,12 @@ class Libvirt:
         result = self.functions.virDomainAttachDeviceFlags(self.domain, element.encode(), LIVE_AND_CONFIG)
         self.expect(result == 0)
 
-    def detach(self, element: str):
+    def detach(self, element: str, alias: str):
         """Returns when the guest has let go. One thread calls and hears: two on one connection crash some versions."""
-        self.forget()
         result = self.functions.virDomainDetachDeviceFlags(self.domain, element.encode(), LIVE_AND_CONFIG)
         self.expect(result == 0)
-        while not self.removed:
+        while alias not in self.removed:
             self.expect(self.functions.virEventRunDefaultImpl() == 0)
-
-    def forget(self):
-        """What was heard until now, which may be of others' devices, is no news."""
-        passed = []
-        callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(lambda *_: passed.append(True))
-        timer = self.functions.virEventAddTimeout(0, callback, None, None)
-        while not passed:
-            self.functions.virEventRunDefaultImpl()
-        self.functions.virEventRemoveTimeout(timer)
         self.removed.clear()
 
     def __exit__(self, *_):
