@@ -108,6 +108,7 @@ impl Wreck {
             (".backup", vec![]),
             ("delete from record", vec![]),
             ("integrity_check", vec!["ok".into()]),
+            ("vacuum", vec![]),
         ]
     }
 }
@@ -133,6 +134,7 @@ fn the_commands_for_the_night_work() {
     assert!(fs::read_to_string(of(&format!("{}.xml", wreck.kept))).expect("a definition").contains("<domain"));
     assert!(of("root.qcow2").exists() && of("instancefs.db").exists());
     assert_eq!(of(&disk).metadata().expect("a copy").nlink(), 2, "names of one file are one file in the backup");
+    assert!(of(&format!("volumes/{}/data", wreck.volume)).exists(), "volumes are in the backup");
     let state = wreck.daemon.state_directory();
     assert!(state.join(format!("disks/{}/root.qcow2", wreck.shelved)).exists());
 
@@ -140,7 +142,7 @@ fn the_commands_for_the_night_work() {
     for suffix in ["", "-wal", "-shm"] {
         let _may_be_absent = fs::remove_file(state.join(format!("instancefs.db{suffix}")));
     }
-    fs::copy(of("recovered.db"), state.join("instancefs.db")).expect("put in place");
+    fs::copy(of("damaged/recovered.db"), state.join("instancefs.db")).expect("put in place");
     fs::remove_dir_all(wreck.daemon.host()).expect("removed");
     fs::create_dir(wreck.daemon.host()).expect("another host");
     wreck.daemon.spawn();
@@ -153,4 +155,20 @@ fn the_commands_for_the_night_work() {
     daemon.wait_state(wreck.kept, "stopped");
     assert_eq!(daemon.read(format!("instances/{}/disable_terminate", wreck.kept)), "1");
     assert!(daemon.path(format!("trash/{}", wreck.binned)).exists());
+}
+
+#[test]
+fn a_host_that_lost_its_store_has_its_machines_and_their_disks_back() {
+    let mut wreck = wreck();
+    let block = blocks().into_iter().find(|block| block.contains("vacuum")).expect("the block is there");
+    let disk = wreck.daemon.state_directory().join(format!("disks/{}/root.qcow2", wreck.kept));
+    wreck.run(&block);
+    wreck.daemon.spawn();
+    let daemon = &wreck.daemon;
+    for id in [wreck.kept, wreck.binned, wreck.shelved] {
+        daemon.wait_state(id, "stopped");
+    }
+    daemon.set(format!("instances/{}/state", wreck.kept), "active");
+    daemon.wait_state(wreck.kept, "active");
+    assert!(disk.exists() && daemon.state_directory().join(format!("volumes/{}/data", wreck.volume)).exists());
 }
