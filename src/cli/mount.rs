@@ -33,7 +33,7 @@ pub struct Arguments {
     /// Read this configuration instead of /etc/instancefs.toml, or an ordinary user's ~/.config/instancefs.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Mount options: ro, access_group=NAME, admin_group=NAME, projects=A:B, settle=DURATION, retention=DURATION, shelved_offload_time=DURATION, connect=URI, state_dir=DIR
+    /// Mount options: ro, access_group=NAME, admin_group=NAME, projects=A:B, settle=DURATION, retention=DURATION, shelved_offload_time=DURATION, connect=URI, state_dir=DIR, import_directory=DIR
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// We are the daemon that --background started

@@ -88,8 +88,8 @@ pub const PAGES: &[Page] = &[
              (who may read events and metrics, default adm), projects=A:B (groups that instances may belong to), \
              settle=DURATION, retention=DURATION or never (how long the bin keeps what was moved there, default 7d), \
              shelved_offload_time=DURATION or never (how long after shelving an instance's disks are removed, default \
-             never), connect=URI and state_dir=DIR. Options of fstab that mean nothing here are ignored; any other is an \
-             error.",
+             never), connect=URI, state_dir=DIR and import_directory=DIR (where files lie that may be imported, default \
+             import in the state directory). Options of fstab that mean nothing here are ignored; any other is an error.",
         ],
         exit: &[("0", "Unmounted; with --background: mounted, and the tree answers."), FAILED, USAGE],
         environment: &[
