@@ -22,6 +22,8 @@ const LOG: &str = "log";
 const STORE: &str = "instancefs.db";
 /// What may lie in a directory that is otherwise empty; the last one stands at the top of an ext4 file system.
 const HARMLESS: [&str; 3] = [LOCK, LOG, "lost+found"];
+/// Ends the names of a store that is being made beside its place, and of its journal.
+const UNFINISHED: [&str; 2] = [".new", ".new-journal"];
 /// Begins the name of a file that tries, for a moment, whether names can be linked here.
 pub const TRIAL_PREFIX: &str = ".instancefs-trial-";
 
@@ -242,7 +244,8 @@ fn is_ours(path: &Path) -> Result<bool, StateDirectoryError> {
     for entry in path.read_dir().map_err(|source| failed(path, "read", source))? {
         let entry = entry.map_err(|source| failed(path, "read", source))?.file_name();
         let entry = entry.to_string_lossy().into_owned();
-        if !HARMLESS.contains(&entry.as_str()) && !entry.starts_with(TRIAL_PREFIX) {
+        let unfinished = entry.starts_with(STORE) && UNFINISHED.iter().any(|end| entry.ends_with(end));
+        if !HARMLESS.contains(&entry.as_str()) && !entry.starts_with(TRIAL_PREFIX) && !unfinished {
             return Err(StateDirectoryError::Foreign { path: path.to_owned(), entry });
         }
     }
@@ -309,6 +312,15 @@ mod tests {
         assert!(error.contains("photos"), "{error}");
         assert_eq!(parent.path().read_dir().unwrap().count(), 1);
         assert_eq!(parent.path().metadata().unwrap().mode(), mode);
+    }
+
+    #[test]
+    fn a_mount_that_was_killed_while_it_made_the_store_is_no_obstacle() {
+        let parent = tempfile::tempdir().unwrap();
+        for end in [".new", ".new-journal"] {
+            std::fs::write(parent.path().join(format!("{STORE}.{}{end}", uuid::Uuid::new_v4())), "half").unwrap();
+        }
+        StateDirectory::open(parent.path()).unwrap();
     }
 
     #[test]
