@@ -141,6 +141,13 @@ pub fn mounts_of_ours() -> io::Result<Vec<MountEntry>> {
     Ok(found)
 }
 
+/// Whether this mount is still there, whatever lies on top of it.
+pub fn is_mounted(mount: &RememberedMount) -> io::Result<bool> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let table = String::from_utf8_lossy(&table);
+    Ok(table.lines().filter_map(parse).any(|entry| remembered(&entry) == *mount))
+}
+
 /// A canonical mount point; whether it can be used is [`Mountpoint::prepare`]'s to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mountpoint(PathBuf);

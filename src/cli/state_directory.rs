@@ -7,10 +7,13 @@ use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::mountpoint;
 use crate::privilege::Privilege;
 
 /// Guests pass through to their disks, nobody lists.
@@ -24,6 +27,9 @@ const STORE: &str = "instancefs.db";
 const HARMLESS: [&str; 3] = [LOCK, LOG, "lost+found"];
 /// Ends the names of a store that is being made beside its place, and of its journal.
 const UNFINISHED: [&str; 2] = [".new", ".new-journal"];
+/// How long a daemon may take to end after its mount is gone, and how often we look.
+const ENDING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);
 /// Begins the name of a file that tries, for a moment, whether names can be linked here.
 pub const TRIAL_PREFIX: &str = ".instancefs-trial-";
 
@@ -153,15 +159,7 @@ impl StateDirectory {
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(path.join(LOCK))
             .map_err(|source| failed(&path, "written", source))?;
-        let mut lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(mut lock, errno)| {
-            if errno == Errno::EWOULDBLOCK {
-                let pid = content(&mut lock).lines().next().unwrap_or_default().to_owned();
-                let pid = if pid.is_empty() { "starting up".to_owned() } else { format!("pid {pid}") };
-                StateDirectoryError::InUse { path: path.clone(), pid }
-            } else {
-                failed(&path, "locked", errno.into())
-            }
-        })?;
+        let mut lock = lock_patiently(&path, lock)?;
         if fresh {
             // mkdir's mode is subject to the umask, and an empty directory may have been made by anybody's mkdir.
             std::fs::set_permissions(&path, Permissions::from_mode(mode))
@@ -252,6 +250,32 @@ fn is_ours(path: &Path) -> Result<bool, StateDirectoryError> {
     Ok(false)
 }
 
+/// Locks the file. A daemon whose mount is gone is about to end, and is waited for: thus `umount` and `mount` in a row work.
+fn lock_patiently(path: &Path, mut file: File) -> Result<Flock<File>, StateDirectoryError> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let errno;
+        (file, errno) = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err(refused) => refused,
+        };
+        if errno != Errno::EWOULDBLOCK {
+            return Err(failed(path, "locked", errno.into()));
+        }
+        let text = content(&mut file);
+        let is_ending = match remembered(&text) {
+            Some(mount) => !mountpoint::is_mounted(&mount).map_err(|source| failed(path, "locked", source))?,
+            None => false,
+        };
+        if !is_ending || Instant::now() >= deadline {
+            let pid = text.lines().next().unwrap_or_default();
+            let pid = if pid.is_empty() { "starting up".to_owned() } else { format!("pid {pid}") };
+            return Err(StateDirectoryError::InUse { path: path.to_owned(), pid });
+        }
+        sleep(PAUSE);
+    }
+}
+
 /// An unreadable lock file is as good as an empty one: it only explains.
 fn content(lock: &mut File) -> String {
     let mut bytes = Vec::new();
@@ -285,6 +309,27 @@ mod tests {
         assert!(error.contains(&format!("another instancefs (pid {})", std::process::id())), "{error}");
         drop(first);
         StateDirectory::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_whose_mount_is_gone_is_waited_for() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        let mut first = StateDirectory::open(&path).unwrap();
+        first.remember(Some(RememberedMount { device: "0:47".to_owned(), path: path.join("nowhere") })).unwrap();
+        let holders = || {
+            let links =
+                std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.unwrap().path().read_link().ok());
+            links.filter(|link| *link == path.join(LOCK)).count()
+        };
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| StateDirectory::open(&path));
+            while holders() < 2 && !second.is_finished() {
+                sleep(PAUSE);
+            }
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
     }
 
     #[test]
