@@ -5,8 +5,9 @@ import uuid
 from pathlib import Path
 
 from .files import read, wait_for_state, write
-from .libvirt import Libvirt
-from .tree import Mount
+from .guest import Libvirt
+from .measurement import Row
+from .tree import Tree
 
 MEBIBYTES = 64
 ELEMENT = """<disk type='file' device='disk'><driver name='qemu' type='raw' discard='unmap'/><source file='{file}'/>
@@ -29,7 +30,7 @@ class Change:
 class Attachments:
     """A tree on a real libvirt, whose guest has what is attached to it."""
 
-    def __init__(self, libvirt: Libvirt, tree: Mount):
+    def __init__(self, libvirt: Libvirt, tree: Tree):
         self.libvirt = libvirt
         instance = tree.root / "instances" / libvirt.guest
         deadline = time.monotonic() + 60
@@ -60,11 +61,11 @@ class Attachments:
         write(self.volume / "detach", "1")
         wait_for_state(self.volume, b"available")
 
-    def rows(self) -> list[tuple]:
-        """As rows()."""
+    def rows(self) -> list[Row]:
         attach, detach = lambda: self.libvirt.attach(self.element), lambda: self.libvirt.detach(self.element, ALIAS)
         return [
-            ("attach, live", 1, Change(self.attach, after=self.detach), "libvirt's call", Change(attach, after=detach)),
-            ("detach, live", 1, Change(self.detach, before=self.attach), "libvirt's call, event",
-             Change(detach, before=attach)),
+            Row("attach, live", Change(self.attach, after=self.detach), "libvirt's call", Change(attach, after=detach),
+                most_added=0.05),
+            Row("detach, live", Change(self.detach, before=self.attach), "libvirt's call, event",
+                Change(detach, before=attach), most_added=0.05),
         ]

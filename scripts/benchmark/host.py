@@ -8,12 +8,8 @@ import time
 import uuid
 from pathlib import Path
 
-START = """
-    for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt log:/var/log/libvirt cache:/var/cache/libvirt; do
-        mkdir -p "${pair#*:}" && mount --bind "$1/${pair%%:*}" "${pair#*:}" || exit 1
-    done
-    exec libvirtd -f "$1/etc/libvirtd.conf" -p "$1/run/libvirtd.pid"
-"""
+from .libvirtd import Libvirtd
+
 # Firmware that finds nothing to boot and halts.
 DEFINITION = """<domain type='qemu'>
   <name>{name}</name><uuid>{identity}</uuid>
@@ -63,28 +59,17 @@ class Host:
         self.program = program
         self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
         self.directory.chmod(0o711)
-        for name in ("etc", "lib", "run", "log", "cache", "tree"):
-            (self.directory / name).mkdir()
-        self.socket = self.directory / "run/libvirt-sock"
-        self.uri = f"qemu:///system?socket={self.socket}"
+        self.libvirtd = Libvirtd(self.directory)
+        self.uri = self.libvirtd.uri
         self.root = self.directory / "tree"
         self.count = count + 1
-        self.libvirtd = self.daemon = None
-        self._configure()
+        self.root.mkdir()
+        (self.directory / "etc/qemu").mkdir()
+        self.daemon = None
         self.running = self._define("bench-running")
         self.stopped = [self._define(f"bench-{number}") for number in range(count)]
         self.any = self.stopped[0]
         self.probe = Probe(self.directory)
-
-    def _configure(self):
-        at = self.directory
-        (at / "etc/libvirtd.conf").write_text(
-            f'unix_sock_dir = "{at}/run"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\nlisten_tls = 0\n'
-            f'listen_tcp = 0\nhost_uuid = "{uuid.uuid4()}"\nlog_outputs = "2:file:{at}/log/libvirtd.log"\n')
-        (at / "etc/qemu.conf").write_text(
-            'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nstdio_handler = "file"\n'
-            'namespaces = []\ncgroup_controllers = []\nremember_owner = 0\n')
-        (at / "etc/qemu").mkdir()
 
     def _define(self, name: str) -> str:
         identity = str(uuid.uuid4())
@@ -106,17 +91,10 @@ class Host:
 
     def start_libvirtd(self) -> float:
         """Returns after how many seconds it has told of all domains."""
-        self.socket.unlink(missing_ok=True)
         begun = time.perf_counter()
-        self.libvirtd = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "bash", "-c", START, "bash", self.directory],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return self._until(begun, lambda: self.socket.exists()
-                           and self.probe.ask("connect", self.uri)[1] >= self.count, self.libvirtd)
-
-    def stop_libvirtd(self):
-        self.libvirtd.terminate()
-        self.libvirtd.wait()
+        self.libvirtd.start()
+        return self._until(begun, lambda: self.libvirtd.socket.exists()
+                           and self.probe.ask("connect", self.uri)[1] >= self.count, self.libvirtd.process)
 
     def start_daemon(self) -> float:
         """Returns after how many seconds all instances say their state."""
@@ -143,9 +121,9 @@ class Host:
     def __exit__(self, *_):
         if self.daemon:
             self.stop_daemon()
-        if self.libvirtd:
+        if self.libvirtd.process:
             subprocess.run(["virsh", "--quiet", "--connect", self.uri, "destroy", self.running], check=False)
-            self.stop_libvirtd()
+            self.libvirtd.stop()
         self.probe.end()
         if self.root.is_mount():
             subprocess.run(["umount", "-l", self.root], check=False)

@@ -8,7 +8,7 @@ from typing import Callable
 
 @dataclass
 class Row:
-    """A pair, and what the ratio of their times is to be at most."""
+    """A pair, and what the ratio of their times is to be at most, or how many seconds ours may add."""
 
     what: str
     ours: Callable
@@ -16,9 +16,13 @@ class Row:
     rival: Callable
     reach: float | None = None
     aim: float | None = None
+    most_added: float | None = None
 
-    def verdict(self, ratio: float) -> str:
-        """The best goal that the ratio has come to."""
+    def verdict(self, ratio: float, added: float) -> str:
+        """The best goal that was come to."""
+        if self.most_added is not None:
+            word = "reached" if added <= self.most_added else "NOT REACHED"
+            return f"{word}: adds {human(added)} of {human(self.most_added)}"
         if self.reach is None:
             return ""
         if self.aim is not None and ratio <= self.aim:
@@ -61,12 +65,14 @@ def run(table: list[Row], rounds: int) -> list[dict]:
             "what": row.what, "rival": row.rival_name, "rounds": rounds,
             "ours_seconds": statistics.median(mine), "ours_spread": spread(mine),
             "rival_seconds": statistics.median(theirs), "rival_spread": spread(theirs),
-            "ratio": ratio, "reach": row.reach, "aim": row.aim, "verdict": row.verdict(ratio),
+            "ratio": ratio, "reach": row.reach, "aim": row.aim, "verdict": row.verdict(ratio, statistics.median(mine) - statistics.median(theirs)),
         })
     return results
 
 
 def human(seconds: float) -> str:
+    if seconds < 0:
+        return "-" + human(-seconds)
     for unit, factor in (("s", 1), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.1f} {unit}"

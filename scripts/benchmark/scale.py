@@ -71,7 +71,7 @@ def on_tmpfs(names: list[str]):
 @contextmanager
 def on_one_processor(host: Host):
     """Caller, daemon and libvirtd on one: the nearest to each other that they can be."""
-    pids = [host.daemon.pid, host.libvirtd.pid]
+    pids = [host.daemon.pid, host.libvirtd.process.pid]
     threads = [int(thread) for pid in pids for thread in os.listdir(f"/proc/{pid}/task")]
     everywhere = os.sched_getaffinity(0)
     host.probe.ask("pin", 0)
@@ -142,7 +142,7 @@ def start_row(host: Host) -> Row:
     """The daemon with all its instances, and libvirtd with all its domains."""
     def restart_libvirtd() -> float:
         host.stop_daemon()
-        host.stop_libvirtd()
+        host.libvirtd.stop()
         seconds = host.start_libvirtd()
         host.start_daemon()
         return seconds
@@ -184,6 +184,6 @@ def waking(host: Host, changes: int) -> dict:
 
 def memory(host: Host, baseline: tuple[float, float], baseline_count: int) -> dict:
     """KiB for each instance, ours and libvirtd's."""
-    ours, theirs = resident_kib(host.daemon.pid), resident_kib(host.libvirtd.pid)
+    ours, theirs = resident_kib(host.daemon.pid), resident_kib(host.libvirtd.process.pid)
     more = host.count - baseline_count
     return {"ours_kib": (ours - baseline[0]) / more, "rival_kib": (theirs - baseline[1]) / more}

@@ -8,34 +8,10 @@ import time
 import uuid
 from pathlib import Path
 
+from .libvirtd import Libvirtd
+
 LIVE_AND_CONFIG = 1 | 2
 DEVICE_REMOVED = 15
-
-# Runs in a mount namespace in which libvirt's directories are ours: $1 is our directory.
-START = """
-    for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt log:/var/log/libvirt cache:/var/cache/libvirt; do
-        mkdir -p "${pair#*:}" && mount --bind "$1/${pair%%:*}" "${pair#*:}" || exit 1
-    done
-    exec libvirtd -f "$1/etc/libvirtd.conf" -p "$1/run/libvirtd.pid"
-"""
-DAEMON = """
-unix_sock_dir = "{0}/run"
-auth_unix_rw = "none"
-auth_unix_ro = "none"
-listen_tls = 0
-listen_tcp = 0
-host_uuid = "{1}"
-log_outputs = "3:file:{0}/log/libvirtd.log"
-"""
-QEMU = """
-user = "root"
-group = "root"
-security_driver = "none"
-stdio_handler = "file"
-namespaces = []
-cgroup_controllers = []
-remember_owner = 0
-"""
 
 # Lets go of each PCI device at once when it is asked to, a thousand times a second: no time of a guest's system is in what
 # is measured. It is asked through the registers of the machine type pc (QEMU's docs/specs/acpi_pci_hotplug).
@@ -76,22 +52,17 @@ class Libvirt:
 
     def __init__(self):
         self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench-libvirt.", dir="/var/tmp"))
-        for name in ("etc", "lib", "run", "log", "cache"):
-            (self.directory / name).mkdir()
-        (self.directory / "etc" / "libvirtd.conf").write_text(DAEMON.format(self.directory, uuid.uuid4()))
-        (self.directory / "etc" / "qemu.conf").write_text(QEMU)
+        self.libvirtd = Libvirtd(self.directory)
         self.functions = library()
         self.guest = str(uuid.uuid4())
         self.removed: list[str] = []
         self.domain = None
-        self.daemon = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "bash", "-c", START, "bash", self.directory],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.libvirtd.start()
 
     @property
     def host(self) -> str:
         """As --connect names it."""
-        return f"unix:{self.directory}/run/libvirt-sock"
+        return f"unix:{self.libvirtd.socket}"
 
     def __enter__(self):
         try:
@@ -107,18 +78,16 @@ class Libvirt:
         return self
 
     def connect(self):
-        path = str(self.directory / "run" / "libvirt-sock")
         deadline = time.monotonic() + 60
         # It is there before it is listened at.
         with socket.socket(socket.AF_UNIX) as tried:
-            while tried.connect_ex(path) != 0:
-                if self.daemon.poll() is not None or time.monotonic() > deadline:
-                    log = self.directory / "log" / "libvirtd.log"
-                    raise SystemExit("bench: libvirtd does not start:\n" + (log.read_text() if log.exists() else ""))
+            while tried.connect_ex(str(self.libvirtd.socket)) != 0:
+                if self.libvirtd.process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("bench: libvirtd does not start:\n" + self.libvirtd.complaints())
                 time.sleep(0.02)
         self.functions.virEventRegisterDefaultImpl()
         self.connection = self.expect(
-            self.functions.virConnectOpen(f"qemu+unix:///system?socket={path}".encode()))
+            self.functions.virConnectOpen(self.libvirtd.uri.encode()))
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
         # Kept, since libvirt calls it as long as the connection lives.
         self.heard = prototype(lambda _connection, _domain, alias, _opaque: self.removed.append(alias.decode()))
@@ -147,6 +116,5 @@ class Libvirt:
         if self.domain is not None:
             self.functions.virDomainDestroy(self.domain)
             self.functions.virDomainUndefine(self.domain)
-        self.daemon.terminate()
-        self.daemon.wait()
+        self.libvirtd.stop()
         subprocess.run(["rm", "-r", "--one-file-system", self.directory], check=True)
