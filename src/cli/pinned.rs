@@ -16,7 +16,7 @@ use super::identity::verify;
 use crate::hypervisor::definition::{AttachedDisk, Profile};
 use crate::hypervisor::{
     Accelerator, AddressSource, ConsoleDevice, Domain, Event, Hypervisor, HypervisorError, Identity, Networks, Places,
-    Reboot,
+    PowerState, Reboot,
 };
 
 /// What is known of the present connection.
@@ -95,6 +95,7 @@ impl Hypervisor for Pinned {
                 match event {
                     Event::Connected | Event::Disconnected(_) => *pin.gate.lock() = Gate::Unknown,
                     Event::Changed(_)
+                    | Event::Frozen(_)
                     | Event::Rebooted(_)
                     | Event::Moved(_)
                     | Event::DeviceRemoved(_)
@@ -124,6 +125,10 @@ impl Hypervisor for Pinned {
 
     fn domains(&self) -> Result<Vec<Domain>, HypervisorError> {
         self.right()?.domains()
+    }
+
+    fn power(&self, uuid: Uuid) -> Result<Option<(PowerState, String)>, HypervisorError> {
+        self.right()?.power(uuid)
     }
 
     fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError> {

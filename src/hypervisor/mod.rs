@@ -23,6 +23,8 @@ use crate::model::network::Network;
 pub enum Event {
     /// This domain came, went, or changed its power, definition, metadata or devices.
     Changed(Uuid),
+    /// This domain's CPUs were stopped, or go on; nothing else changed.
+    Frozen(Uuid),
     /// This domain's guest restarted, by itself or by reset, without its QEMU ending.
     Rebooted(Uuid),
     /// This domain's guest has moved to another host, which owns its disks now. Its definition may have stayed, or gone
@@ -150,6 +152,10 @@ pub trait Hypervisor: Send + Sync {
     fn domains(&self) -> Result<Vec<Domain>, HypervisorError>;
     /// One domain, `None` if there is none.
     fn domain(&self, uuid: Uuid) -> Result<Option<Domain>, HypervisorError>;
+    /// What one domain does, and its reason: a part of the same answer that may come sooner.
+    fn power(&self, uuid: Uuid) -> Result<Option<(PowerState, String)>, HypervisorError> {
+        Ok(self.domain(uuid)?.map(|domain| (domain.power, domain.reason)))
+    }
     /// The persistent definition (the live one of a transient domain) as XML, without secrets.
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError>;
     /// What the guest has now, as XML without secrets; `None` while there is no guest.

@@ -156,10 +156,10 @@ fn wait_while(run: &Run, power: PowerState, until: Instant) -> Result<(), Halt> 
 
 /// Freezes a running guest.
 pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
-    if let Some(domain) = shown(run, PowerState::Running)? {
+    if is_shown(run, PowerState::Running)? {
         run.show_step("pause")?;
         if run.hypervisor().pause(run.object).is_ok() {
-            return told(run, Domain { power: PowerState::Paused, reason: "user".to_owned(), ..domain });
+            return told(run, PowerState::Paused, "user");
         }
     }
     let domain = existing(run)?;
@@ -178,10 +178,10 @@ pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
 
 /// Lets a frozen guest run again.
 pub(super) fn unpause(run: &Run) -> Result<Ending, Halt> {
-    if let Some(domain) = shown(run, PowerState::Paused)? {
+    if is_shown(run, PowerState::Paused)? {
         run.show_step("unpause")?;
         if run.hypervisor().unpause(run.object).is_ok() {
-            return told(run, Domain { power: PowerState::Running, reason: "unpaused".to_owned(), ..domain });
+            return told(run, PowerState::Running, "unpaused");
         }
     }
     let domain = existing(run)?;
@@ -198,16 +198,15 @@ pub(super) fn unpause(run: &Run) -> Result<Ending, Halt> {
     Ok(unchanged())
 }
 
-/// The domain as it is shown, if that says that one call is all there is to do. Whether it is still so, the call tells:
-/// asking first, and again after it, would take longer than the call.
-fn shown(run: &Run, power: PowerState) -> Result<Option<Domain>, Halt> {
-    let domain = run.instance()?.domain.clone();
-    Ok(domain.filter(|domain| domain.persistent && domain.power == power))
+/// Whether what is shown makes it one call and nothing else. Whether it is still so, the call tells: asking first, and
+/// again after it, would take longer than the call.
+fn is_shown(run: &Run, power: PowerState) -> Result<bool, Halt> {
+    Ok(run.instance()?.domain.as_ref().is_some_and(|domain| domain.persistent && domain.power == power))
 }
 
 /// The hypervisor has said so by doing what was asked.
-fn told(run: &Run, domain: Domain) -> Result<Ending, Halt> {
-    if run.shared.parts.reconciler.told(domain).is_err() {
+fn told(run: &Run, power: PowerState, reason: &str) -> Result<Ending, Halt> {
+    if run.shared.parts.reconciler.told(run.object, power, reason).is_err() {
         run.refresh()?;
     }
     Ok(unchanged())

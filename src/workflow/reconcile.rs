@@ -31,12 +31,13 @@ use crate::hypervisor::{self, AddressSource, Domain, Hypervisor, HypervisorError
 use crate::inventory::Part;
 use crate::memory;
 use crate::model::Class;
+use crate::model::domain::PowerState;
 use crate::store::{Change, Store, StoreError};
 use crate::workflow::events::EventLog;
 use crate::workflow::ledger::{Batch, Ledger};
 use crate::workflow::volume;
 
-use absorb::{Answers, Extent, Stamps};
+use absorb::{Answer, Answers, Extent, Stamps};
 use addresses::{AGENT_THREADS, Schedules};
 use console::Console;
 use health::{Board, Writer};
@@ -215,7 +216,8 @@ impl Reconciler {
             instance.record.operation.is_none() && (instance.record.draft.is_none() || instance.domain.is_some())
         });
         let at_rest = Some(at_rest.map(|instance| instance.id).collect());
-        let domains = self.hypervisor.domains()?.into_iter().map(|domain| (domain.uuid, Some(domain))).collect();
+        let domains =
+            self.hypervisor.domains()?.into_iter().map(|domain| (domain.uuid, Answer::Domain(domain))).collect();
         self.absorb(&Answers { serial, domains, at_rest })
     }
 
@@ -227,7 +229,19 @@ impl Reconciler {
     pub fn refresh(&self, id: Uuid) -> Result<(), HypervisorError> {
         let serial = self.next_question.fetch_add(1, Ordering::Relaxed);
         let domain = self.hypervisor.domain(id)?;
-        self.absorb(&Answers { serial, domains: vec![(id, domain)], at_rest: None })
+        self.absorb(&Answers { serial, domains: vec![(id, domain.into())], at_rest: None })
+    }
+
+    /// Asks only whether the CPUs of a guest run, which is all that an event told of, and shows it.
+    fn refresh_power(&self, id: Uuid) -> Result<(), HypervisorError> {
+        let serial = self.next_question.fetch_add(1, Ordering::Relaxed);
+        match self.hypervisor.power(id)? {
+            Some((power @ (PowerState::Running | PowerState::Paused), reason)) => {
+                let answer = Answer::Power(power, reason);
+                self.absorb(&Answers { serial, domains: vec![(id, answer)], at_rest: None })
+            }
+            Some((PowerState::ShutOff | PowerState::PmSuspended | PowerState::Crashed, _)) | None => self.refresh(id),
+        }
     }
 
     /// Shows what follows from a call that the hypervisor has just carried out, and has it asked in the background: what
@@ -236,9 +250,10 @@ impl Reconciler {
     /// # Errors
     ///
     /// As for [`Reconciler::pass`].
-    pub fn told(&self, domain: Domain) -> Result<(), HypervisorError> {
-        let (id, serial) = (domain.uuid, self.next_question.fetch_add(1, Ordering::Relaxed));
-        let result = self.absorb(&Answers { serial, domains: vec![(id, Some(domain))], at_rest: None });
+    pub fn told(&self, id: Uuid, power: PowerState, reason: &str) -> Result<(), HypervisorError> {
+        let serial = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let answer = Answer::Power(power, reason.to_owned());
+        let result = self.absorb(&Answers { serial, domains: vec![(id, answer)], at_rest: None });
         self.pending.lock().changed.insert(id);
         self.pending_wake.notify_all();
         result

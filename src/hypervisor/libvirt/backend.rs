@@ -190,6 +190,17 @@ impl Hypervisor for Libvirt {
         }
     }
 
+    fn power(&self, uuid: Uuid) -> Result<Option<(PowerState, String)>, HypervisorError> {
+        match self.on(uuid, sys::state) {
+            Ok((state, reason)) => {
+                let (power, reason) = power(state, reason);
+                Ok(Some((power, reason.to_owned())))
+            }
+            Err(HypervisorError::NoDomain) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn definition(&self, uuid: Uuid) -> Result<String, HypervisorError> {
         self.on(uuid, |domain| domain.xml_desc(raw::VIR_DOMAIN_XML_INACTIVE))
     }

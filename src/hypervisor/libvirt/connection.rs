@@ -310,6 +310,7 @@ impl Listener for Messenger {
                 self.migrated.lock().remove(&uuid);
                 Event::Changed(uuid)
             }
+            Lifecycle::Frozen => Event::Frozen(uuid),
             Lifecycle::Other => Event::Changed(uuid),
         };
         let _ = self.events.send(event);

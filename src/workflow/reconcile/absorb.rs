@@ -20,11 +20,27 @@ use crate::workflow::ledger::{Batch, now};
 pub(super) struct Answers {
     /// The question's number.
     pub(super) serial: u64,
-    /// One domain each; `None` is gone.
-    pub(super) domains: Vec<(Uuid, Option<Domain>)>,
+    /// One domain each.
+    pub(super) domains: Vec<(Uuid, Answer)>,
     /// They are all domains there are. Then these instances were at rest when the question was asked; if they are not
     /// among the domains, they are gone.
     pub(super) at_rest: Option<HashSet<Uuid>>,
+}
+
+/// What it said of one domain.
+pub(super) enum Answer {
+    /// There is none.
+    Gone,
+    /// All there is to know.
+    Domain(Domain),
+    /// What it does, with the reason; of the rest nothing is new.
+    Power(PowerState, String),
+}
+
+impl From<Option<Domain>> for Answer {
+    fn from(domain: Option<Domain>) -> Answer {
+        domain.map_or(Answer::Gone, Answer::Domain)
+    }
 }
 
 /// What may be done about them.
@@ -97,18 +113,24 @@ pub(super) fn absorb(
     for (id, answer) in &answers.domains {
         if stamps.admit(*id, answers.serial) {
             match (batch.instance(*id), answer) {
-                (Some(instance), Some(domain)) => {
+                (Some(instance), Answer::Domain(domain)) => {
                     if domain.persistent {
                         stamps.is_back(*id, answers.serial);
                     }
                     change(batch, &instance, domain, stamps.departure(*id), &mut entries);
                 }
-                (Some(instance), None) => gone(batch, &instance, stamps.departure(*id), extent, &mut entries),
-                (None, Some(domain)) => match extent {
+                (Some(instance), Answer::Power(power, reason)) => {
+                    if let Some(domain) = &instance.domain {
+                        let domain = Domain { power: *power, reason: reason.clone(), ..domain.clone() };
+                        change(batch, &instance, &domain, stamps.departure(*id), &mut entries);
+                    }
+                }
+                (Some(instance), Answer::Gone) => gone(batch, &instance, stamps.departure(*id), extent, &mut entries),
+                (None, Answer::Domain(domain)) => match extent {
                     Extent::Everything => appear(batch, domain, owner, &mut entries),
                     Extent::ShownOnly => stamps.forget(*id, answers.serial),
                 },
-                (None, None) => {}
+                (None, Answer::Gone | Answer::Power(..)) => {}
             }
         }
     }

@@ -19,9 +19,17 @@ const BURST: usize = 64;
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) changed: BTreeSet<Uuid>,
+    /// Only their CPUs, as far as is known.
+    frozen: BTreeSet<Uuid>,
     departed: Vec<(Uuid, Departure)>,
     /// The connection came back: everything may have changed.
     connected: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.frozen.is_empty() && !self.connected
+    }
 }
 
 impl Reconciler {
@@ -42,6 +50,9 @@ impl Reconciler {
                 match event {
                     hypervisor::Event::Changed(uuid) => {
                         pending.changed.insert(uuid);
+                    }
+                    hypervisor::Event::Frozen(uuid) => {
+                        pending.frozen.insert(uuid);
                     }
                     hypervisor::Event::Moved(uuid) => {
                         pending.departed.push((uuid, Departure::Moved));
@@ -89,10 +100,10 @@ impl Reconciler {
         let mut details_due = true;
         loop {
             let mut pending = self.pending.lock();
-            while !self.stopping() && pending.changed.is_empty() && !pending.connected && Instant::now() < next_pass {
+            while !self.stopping() && pending.is_empty() && Instant::now() < next_pass {
                 self.pending_wake.wait_until(&mut pending, next_pass);
             }
-            let Pending { changed, departed, connected } = std::mem::take(&mut *pending);
+            let Pending { mut changed, frozen, departed, connected } = std::mem::take(&mut *pending);
             drop(pending);
             if !departed.is_empty() {
                 let serial = self.next_question.load(Ordering::Relaxed);
@@ -103,6 +114,9 @@ impl Reconciler {
                 return;
             }
             details_due |= connected;
+            if frozen.len() > BURST {
+                changed.extend(&frozen);
+            }
             if connected || changed.len() > BURST || Instant::now() >= next_pass {
                 let outcome = self.pass();
                 next_pass = Instant::now() + self.settings.interval;
@@ -113,6 +127,11 @@ impl Reconciler {
                     next_pass = next_pass.min(Instant::now() + RETRY);
                 }
             } else {
+                for id in frozen.difference(&changed) {
+                    if !reconciled(self.refresh_power(*id)) {
+                        next_pass = next_pass.min(Instant::now() + RETRY);
+                    }
+                }
                 for id in &changed {
                     if !reconciled(self.refresh(*id)) {
                         next_pass = next_pass.min(Instant::now() + RETRY);

@@ -39,6 +39,8 @@ pub(in super::super) enum Lifecycle {
     MigratedAway,
     /// It was defined or started: it lives here.
     Arrived,
+    /// Its CPUs were stopped, or go on.
+    Frozen,
     /// Anything else.
     Other,
 }
@@ -55,6 +57,14 @@ impl Lifecycle {
                 Lifecycle::MigratedAway
             }
             sys::VIR_DOMAIN_EVENT_DEFINED | sys::VIR_DOMAIN_EVENT_STARTED => Lifecycle::Arrived,
+            // Not when a snapshot was reverted to, which changes more.
+            sys::VIR_DOMAIN_EVENT_SUSPENDED
+                if [sys::VIR_DOMAIN_EVENT_SUSPENDED_PAUSED, sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR]
+                    .contains(&detail) =>
+            {
+                Lifecycle::Frozen
+            }
+            sys::VIR_DOMAIN_EVENT_RESUMED if detail == sys::VIR_DOMAIN_EVENT_RESUMED_UNPAUSED => Lifecycle::Frozen,
             _ => Lifecycle::Other,
         }
     }
