@@ -81,7 +81,7 @@ class Devices:
                  "--pidfile", pid, "--daemonize"])
         self.exporter = int(pid.read_text())
         device = shown.stat().st_dev
-        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text("4096")
+        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text("1024")
         return self.loop("qcow2", [])
 
     def __exit__(self, *_):
