@@ -34,6 +34,10 @@ fn no_watcher_misses_the_last_change_of_anything_or_hears_of_what_never_changed(
     wait_until("definitions are fetched", || {
         stayers.iter().chain([&quiet]).all(|id| daemon.path(format!("instances/{id}/domain.xml")).exists())
     });
+    // A later change that is published says that what the definitions changed is queued, if it was not announced already;
+    // what nobody watches yet must be over.
+    daemon.domain("last");
+    wait_until("the definitions are announced", || is_all_announced(&daemon));
     let tracked = Arc::new(Tracked::new(&daemon.root(), &stayers, quiet));
     let tools = Tool::all(&daemon, &tracked, long);
     let pictures: Vec<_> = tools.into_iter().map(|tool| Picture::of(tool, &tracked)).collect();
@@ -57,6 +61,11 @@ fn no_watcher_misses_the_last_change_of_anything_or_hears_of_what_never_changed(
             began.elapsed().as_secs_f64()
         );
     }
+}
+
+/// Whether every change that is queued was announced.
+fn is_all_announced(daemon: &Daemon) -> bool {
+    daemon.read("metrics").lines().any(|line| line == "instancefs_announcer_queue_length 0")
 }
 
 /// Whether a line of the summary names no task.
