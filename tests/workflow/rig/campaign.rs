@@ -37,7 +37,7 @@ use crate::lab::{DEADLINE, Life, World, alice, root, until};
 const WORKERS: usize = 16;
 
 /// How soon what the hypervisor says is shown, at the latest.
-const SHOWN: Duration = Duration::from_secs(5);
+const SHOWN: Duration = Duration::from_secs(60);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
