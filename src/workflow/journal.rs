@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::ledger::Batch;
 use super::operation::{Halt, RolledBack, Run, WhenFull};
+use crate::block::BlockError;
 use crate::hypervisor::{Domain, HypervisorError};
 use crate::inventory::{Instance, Object, Task};
 use crate::model::record::DiskRecord;
@@ -168,6 +169,10 @@ impl Run {
     fn undo_disk(&self, disk: &DiskRecord) -> Result<Undone, Halt> {
         // A domain of this uuid may use it, whoever defined it.
         if self.look()?.is_some() || self.is_locked() {
+            // Nothing is kept where nothing was made, and the record must not name what is not there.
+            if let Err(BlockError::Missing(_)) = self.shared.parts.block.open(disk) {
+                return Ok(Undone::Yes);
+            }
             log::warn!("the disk {} is kept: a domain may use it, or it was locked meanwhile", disk.reference);
             return Ok(Undone::No);
         }
