@@ -387,6 +387,7 @@ fn the_engine_ends_while_a_call_hangs_and_the_next_life_finishes_the_operation()
     let world = World::new();
     let life = world.live_on(world.store.clone(), |settings| settings.settle = Duration::from_millis(50));
     let id = life.stopped();
+    life.wait_idle(id);
     world.control(json!({ "do": "fault", "call": "start", "mode": "hang", "times": 1 }));
     life.state(id, State::Active).unwrap();
     until("start hangs", || world.is_pending("start"));

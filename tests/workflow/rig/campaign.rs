@@ -407,7 +407,13 @@ fn judge(
         }
         (Some(Err(reason)), Some(errors)) if !others => {
             // A device that is made again in the background meanwhile is a success, after which the line is history.
-            let told = if class == Class::Volume { errors.lines.last() } else { errors.last() };
+            // And the second names that a lock wants tell of their own failures, after it.
+            let told = match class {
+                Class::Volume => errors.lines.last(),
+                Class::Instance | Class::Image | Class::Task | Class::Flavor | Class::Transfer | Class::Backend => {
+                    errors.last().and_then(|_| errors.lines.iter().rfind(|line| line.file != "kept"))
+                }
+            };
             assert_eq!(told.map(|line| line.reason.clone()), Some(reason.to_string()));
         }
         (Some(Err(_)) | None, _) => {}
