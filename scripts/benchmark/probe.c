@@ -22,6 +22,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -268,6 +269,8 @@ int main(void)
 {
     char *line = NULL;
     size_t room = 0;
+    // Closing a connection whose libvirtd has ended writes to it.
+    signal(SIGPIPE, SIG_IGN);
     virEventRegisterDefaultImpl();
     virSetErrorFunc(NULL, silence);
     while (getline(&line, &room, stdin) > 0) {

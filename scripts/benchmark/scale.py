@@ -5,6 +5,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .files import process, write
 from .host import Host, resident_kib
 from .measurement import Row, spread
 
+VIRSH = ["virsh", "--connect"]
 SYSFS = "/sys/class/net/lo/operstate"
 
 
@@ -97,7 +99,7 @@ def read_rows(host: Host, where: str) -> list[Row]:
 
 def rows(host: Host, memory: Path) -> list[Row]:
     """What one asks of one machine, and of all."""
-    probe, instances, virsh = host.probe, host.root / "instances", ["virsh", "--connect", host.uri]
+    probe, instances, virsh = host.probe, host.root / "instances", [*VIRSH, host.uri]
     one = instances / host.any
     domstate = lambda: process([*virsh, "domstate", host.any])
     list_all = lambda: process([*virsh, "list", "--all"])
@@ -117,7 +119,7 @@ def rows(host: Host, memory: Path) -> list[Row]:
             **goal(many, 2.5, 1.5)),
         Row("echo 1 > locked", ShellToggle(one / "locked"), "virsh metadata --set",
             lambda: process([*metadata, "--set", "<locked/>"]), reach=1 / 30, aim=1 / 50),
-        Row("write locked", Toggle(one / "locked"), "fsync and rename", durable_write(host.directory / "file")),
+        Row("write a flag", Toggle(one / "disable_terminate"), "fsync and rename", durable_write(host.directory / "file")),
         Row("suspend or resume", probe.timed("write", 4, instances / host.running / "state", "paused", "active"),
             "libvirt call", probe.timed("power", 4, host.running)),
     ]
@@ -182,8 +184,26 @@ def waking(host: Host, changes: int) -> dict:
             "spread": spread(times)}
 
 
-def memory(host: Host, baseline: tuple[float, float], baseline_count: int) -> dict:
-    """KiB for each instance, ours and libvirtd's."""
-    ours, theirs = resident_kib(host.daemon.pid), resident_kib(host.libvirtd.process.pid)
-    more = host.count - baseline_count
-    return {"ours_kib": (ours - baseline[0]) / more, "rival_kib": (theirs - baseline[1]) / more}
+def settled_kib(pid: int) -> int:
+    """What a process has in memory when it has nothing left to do."""
+    before = 0
+    while abs(resident_kib(pid) - before) > 64:
+        before = resident_kib(pid)
+        time.sleep(2)
+    return resident_kib(pid)
+
+
+def resident(host: Host) -> tuple[int, int]:
+    """KiB of the daemon and of libvirtd after a start of each, and after all was listed once."""
+    host.stop_daemon()
+    host.libvirtd.stop()
+    host.start_libvirtd()
+    host.start_daemon()
+    process([*VIRSH, host.uri, "list", "--all"])
+    host.probe.ask("states", host.root / "instances", "state")
+    return settled_kib(host.daemon.pid), settled_kib(host.libvirtd.process.pid)
+
+
+def memory(kib: tuple[int, int], baseline: tuple[int, int], machines: int) -> dict:
+    """KiB for each machine more, ours and libvirtd's."""
+    return {"ours_kib": (kib[0] - baseline[0]) / machines, "rival_kib": (kib[1] - baseline[1]) / machines}

@@ -23,6 +23,7 @@ use crate::config::{IMPORT_DIRECTORY, Settings};
 use crate::fuse::{self, Mount};
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::inventory::{Change, Inventory, Part};
+use crate::memory;
 use crate::model::backend::Kind;
 use crate::privilege::Privilege;
 use crate::store::sqlite::SqliteStore;
@@ -177,6 +178,7 @@ impl Daemon {
     /// Opens the store and starts every part. Of a new state directory the hypervisor is connected and looked at first;
     /// of a known one that happens in the background, and the tree shows the last known truth meanwhile.
     pub fn prepare(settings: &Settings, state: &StateDirectory, mountpoint: &Path) -> Result<Prepared, DaemonError> {
+        memory::keep_little();
         import_directory(settings, mountpoint)?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.store())?);
         let recorded = identity::load(store.as_ref())?;

@@ -62,8 +62,11 @@ impl Filesystem for Frontend {
         if config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             log::warn!("this kernel has no access control lists for FUSE: members cannot read shared images");
         }
-        if let Err(missing) = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS) {
-            log::debug!("the kernel has no {missing:?}");
+        // No file here has bits or capabilities that a write would have to take away: the kernel need not ask before each.
+        for flags in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_HANDLE_KILLPRIV_V2] {
+            if let Err(missing) = config.add_capabilities(flags) {
+                log::debug!("the kernel has no {missing:?}");
+            }
         }
         if let Err(nearest) = config.set_max_write(inode::LARGEST_WRITE) {
             log::debug!("the largest write is {nearest} bytes");

@@ -60,9 +60,9 @@ use crate::tree::Interface;
 /// The name of the source and of the file system's subtype in the table of mounts.
 pub const NAME: &str = "instancefs";
 
-/// More threads cost locality and win nothing: no request is waited for in them, but for one at a time that writes data
-/// after it has answered (see [`Edge::lend`]).
-const SESSION_THREADS: usize = 3;
+/// More threads cost locality and win nothing, not even three, of which the kernel wakes now one and now another: no request
+/// is waited for in them, but for one at a time that writes data after it has answered (see [`Edge::lend`]).
+const SESSION_THREADS: usize = 2;
 /// The name of the thread that ends with the connection.
 const SESSION: &str = "session";
 
