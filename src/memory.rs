@@ -1,7 +1,7 @@
 //! Keeping little, and giving back what was needed for a moment.
 
 /// From so many bytes on a piece is large.
-const LARGE: libc::c_int = 1 << 20;
+const LARGE: libc::c_int = 8 << 20;
 
 /// Has the allocator keep as little as it can of what is not used any more; before there are threads.
 ///
