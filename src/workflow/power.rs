@@ -158,9 +158,8 @@ fn wait_while(run: &Run, power: PowerState, until: Instant) -> Result<(), Halt> 
 pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
     if is_shown(run, PowerState::Running)? {
         run.show_step("pause")?;
-        if run.hypervisor().pause(run.object).is_ok() {
-            return told(run, PowerState::Paused, "user");
-        }
+        settle(run, run.hypervisor().pause(run.object), |domain| domain.power == PowerState::Paused)?;
+        return told(run, PowerState::Paused, "user");
     }
     let domain = existing(run)?;
     persist(run, &domain)?;
@@ -180,9 +179,8 @@ pub(super) fn pause(run: &Run) -> Result<Ending, Halt> {
 pub(super) fn unpause(run: &Run) -> Result<Ending, Halt> {
     if is_shown(run, PowerState::Paused)? {
         run.show_step("unpause")?;
-        if run.hypervisor().unpause(run.object).is_ok() {
-            return told(run, PowerState::Running, "unpaused");
-        }
+        settle(run, run.hypervisor().unpause(run.object), |domain| domain.power == PowerState::Running)?;
+        return told(run, PowerState::Running, "unpaused");
     }
     let domain = existing(run)?;
     persist(run, &domain)?;
@@ -285,6 +283,7 @@ fn settle(run: &Run, result: Result<(), HypervisorError>, reached: fn(&Domain) -
         Err(HypervisorError::Unreachable(_)) => Err(Halt::Lost),
         Err(error) => match run.look()? {
             Some(domain) if reached(&domain) => Ok(()),
+            Some(domain) if domain.power == PowerState::ShutOff => Err(ended()),
             Some(_) | None => Err(error.into()),
         },
     }
