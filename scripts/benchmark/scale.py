@@ -119,7 +119,7 @@ def rows(host: Host, memory: Path) -> list[Row]:
             **goal(many, 2.5, 1.5)),
         Row("echo 1 > locked", ShellToggle(one / "locked"), "virsh metadata --set",
             lambda: process([*metadata, "--set", "<locked/>"]), reach=1 / 30, aim=1 / 50),
-        Row("write a flag", Toggle(one / "disable_terminate"), "fsync and rename", durable_write(host.directory / "file")),
+        Row("write a flag", Toggle(instances / host.running / "disable_terminate"), "fsync and rename", durable_write(host.directory / "file")),
         Row("suspend or resume", probe.timed("write", 4, instances / host.running / "state", "paused", "active"),
             "libvirt call", probe.timed("power", 4, host.running)),
     ]
