@@ -436,11 +436,11 @@ impl Reconciler {
         let mut mirrors = mirror::load(&*self.store);
         let mut fetched = 0;
         loop {
-            let mut details = self.details.lock();
-            if details.fetch.is_empty() && fetched >= MANY_DEFINITIONS {
+            if fetched >= MANY_DEFINITIONS && self.details.lock().fetch.is_empty() {
                 memory::give_back();
                 fetched = 0;
             }
+            let mut details = self.details.lock();
             while !self.stopping() && details.fetch.is_empty() && details.mirror.is_empty() {
                 self.details_wake.wait(&mut details);
             }
