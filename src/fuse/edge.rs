@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyLseek,
@@ -65,6 +66,10 @@ pub struct Edge {
     pub lent: AtomicBool,
 }
 
+/// What a write into the page cache takes, and more: by waiting for that of the write before, the next one needs no queue
+/// and no copy of its bytes. Others wait no longer for their answers than for such a write.
+const LENT_FOR: Duration = Duration::from_micros(150);
+
 /// Held while a session thread is lent to a disk.
 pub struct Lent<'a>(&'a AtomicBool);
 
@@ -80,9 +85,17 @@ impl Edge {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Lets this session thread wait for a disk, if no other one does: the rest answer meanwhile.
+    /// Lets this session thread wait for a disk, if no other one does: the rest answer meanwhile. One that does is given
+    /// [`LENT_FOR`] to come back.
     pub fn lend(&self) -> Option<Lent<'_>> {
-        (!self.lent.swap(true, Ordering::Acquire)).then_some(Lent(&self.lent))
+        let start = Instant::now();
+        while self.lent.swap(true, Ordering::Acquire) {
+            if start.elapsed() >= LENT_FOR {
+                return None;
+            }
+            thread::yield_now();
+        }
+        Some(Lent(&self.lent))
     }
 
     /// Who asks, with all that `/proc` says of him.

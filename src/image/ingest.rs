@@ -18,6 +18,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 
 pub use self::commit::{CommitError, Committed};
 use self::fingerprint::Fingerprint;
-use self::follower::{Arrived, PART, Running, give_way};
+use self::follower::{Arrived, LOOK_EVERY, PART, Pace, Running, give_way};
 pub use self::publish::{publish, unpublish};
 use self::reservation::Reservation;
 use super::extent::{self, Find};
@@ -135,15 +136,28 @@ impl Draft {
 
     /// Hashes what the writers have left behind, in a thread of its own if there is enough. Returns at once.
     pub fn follow(self: &Arc<Draft>) {
-        if !self.arrived.lock().begin_following() {
-            return;
-        }
+        let frontier = {
+            let mut arrived = self.arrived.lock();
+            if !arrived.begin_following() {
+                return;
+            }
+            arrived.frontier()
+        };
         // Nobody wants the hash of a draft that is gone.
         let draft = Arc::downgrade(self);
         let follow = move || {
             give_way();
             let mut buffer = vec![0; PART];
-            while draft.upgrade().is_some_and(|draft| draft.follow_once(&mut buffer)) {}
+            let mut pace = Pace::from(Instant::now(), frontier);
+            while let Some(draft) = draft.upgrade() {
+                let frontier = draft.arrived.lock().frontier();
+                if pace.is_fast(Instant::now(), frontier) {
+                    drop(draft);
+                    thread::sleep(LOOK_EVERY);
+                } else if !draft.follow_once(&mut buffer) {
+                    break;
+                }
+            }
         };
         if let Err(error) = thread::Builder::new().name("draft-hash".to_owned()).spawn(follow) {
             self.arrived.lock().end_following();

@@ -8,10 +8,14 @@
 //! instructions: a writer would wait until there is nothing else to do. The kernel's count as well: lseek(2) takes the
 //! file's lock that write(2) takes, so no holes are looked for where the writers are known to have left none; and a read
 //! that is to change the file's access time begins a transaction of the file system, so it must not.
+//!
+//! Writers that are faster than any hash (a copy from memory, or between two files of a fast disk) are left alone until
+//! they are slower or pause: the hash would gain little on them, and they need the processors' caches and the memory.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use openssl::sha::Sha512;
 
@@ -25,6 +29,11 @@ const BEHIND: u64 = 8 << 20;
 const WORTHWHILE: u64 = 8 << 20;
 /// A draft that was rewritten so often is a disk in use, which only the commit hashes.
 const MOST_RESTARTS: u32 = 4;
+
+/// Bytes in a second from which on writers are left alone: more than one processor hashes.
+const FAST: u64 = 1 << 30;
+/// How long the writers' speed is measured.
+pub const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Lets every other thread of the machine go first. If that is not possible it only costs speed.
 pub fn give_way() {
@@ -110,6 +119,11 @@ impl Arrived {
         is_due
     }
 
+    /// Where the furthest write ended.
+    pub fn frontier(&self) -> u64 {
+        self.frontier
+    }
+
     /// The follower has ended.
     pub fn end_following(&mut self) {
         self.followed = false;
@@ -136,6 +150,31 @@ impl Arrived {
     pub fn claim_all(&mut self, running: &mut Running, length: u64) {
         running.be_of(self.generation);
         self.claimed = self.claimed.max(length);
+    }
+}
+
+/// How fast the writers are, from one look at where they are to the next.
+pub struct Pace {
+    looked: Instant,
+    frontier: u64,
+    is_fast: bool,
+}
+
+impl Pace {
+    /// They count as fast until they were looked at for [`LOOK_EVERY`].
+    pub fn from(now: Instant, frontier: u64) -> Pace {
+        Pace { looked: now, frontier, is_fast: true }
+    }
+
+    /// Whether they are too fast to be followed, now that they are at `frontier`.
+    pub fn is_fast(&mut self, now: Instant, frontier: u64) -> bool {
+        let passed = now.saturating_duration_since(self.looked);
+        if passed >= LOOK_EVERY {
+            let written = u128::from(frontier.saturating_sub(self.frontier));
+            self.is_fast = written * 1_000_000 >= u128::from(FAST) * passed.as_micros();
+            (self.looked, self.frontier) = (now, frontier);
+        }
+        self.is_fast
     }
 }
 
@@ -222,5 +261,24 @@ impl Running {
     /// 128 lower-case hexadecimal digits.
     pub fn digest(&self) -> String {
         self.hash.clone().finish().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fast_writer_is_left_alone_until_he_is_slow_or_pauses() {
+        let start = Instant::now();
+        let after = |looks: u32| start + LOOK_EVERY * looks;
+        let mut pace = Pace::from(start, 0);
+        assert!(pace.is_fast(start, 0), "nobody knows yet");
+        assert!(pace.is_fast(after(1), 20 << 20));
+        assert!(!pace.is_fast(after(2), 25 << 20));
+        assert!(!pace.is_fast(after(2) + LOOK_EVERY / 2, 100 << 20), "too short to say");
+        assert!(pace.is_fast(after(3), 100 << 20));
+        assert!(!pace.is_fast(after(4), 100 << 20), "he pauses");
+        assert!(!pace.is_fast(after(5), 0), "he began anew");
     }
 }
