@@ -2,8 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyLseek,
@@ -14,6 +13,7 @@ use super::acl;
 use super::caller::Callers;
 use super::handle::{Handle, Handles, Purpose};
 use super::inode;
+use super::lender::Lender;
 use super::pool::Pool;
 use super::queue::Queue;
 use super::told::Told;
@@ -62,40 +62,14 @@ pub struct Edge {
     pub kernel: OnceLock<Notifier>,
     /// The end.
     pub stopping: AtomicBool,
-    /// A session thread may be waiting for a disk.
-    pub lent: AtomicBool,
-}
-
-/// What a write into the page cache takes, and more: by waiting for that of the write before, the next one needs no queue
-/// and no copy of its bytes. Others wait no longer for their answers than for such a write.
-const LENT_FOR: Duration = Duration::from_micros(150);
-
-/// Held while a session thread is lent to a disk.
-pub struct Lent<'a>(&'a AtomicBool);
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
+    /// Whether a session thread may wait for a disk.
+    pub lender: Lender,
 }
 
 impl Edge {
     /// Whether the mount is being ended.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
-    }
-
-    /// Lets this session thread wait for a disk, if no other one does: the rest answer meanwhile. One that does is given
-    /// [`LENT_FOR`] to come back.
-    pub fn lend(&self) -> Option<Lent<'_>> {
-        let start = Instant::now();
-        while self.lent.swap(true, Ordering::Acquire) {
-            if start.elapsed() >= LENT_FOR {
-                return None;
-            }
-            thread::yield_now();
-        }
-        Some(Lent(&self.lent))
     }
 
     /// Who asks, with all that `/proc` says of him.

@@ -360,7 +360,7 @@ impl Filesystem for Frontend {
                     Err(reason) => reply.error(errno(&reason)),
                 });
                 let early = flags.0 & (libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC) == 0;
-                let lent = early.then(|| edge.lend()).flatten();
+                let lent = early.then(|| edge.lender.lend()).flatten();
                 bulk.write_at(offset, data, Leave { early, here: lent.is_some() }, done);
             }
             // Half of a value may have gone to the daemon before us.

@@ -22,6 +22,7 @@ mod fusermount;
 mod handle;
 mod inode;
 mod job;
+mod lender;
 mod pool;
 mod published;
 mod queue;
@@ -48,6 +49,7 @@ pub use self::device::{open as open_device, take_away};
 use self::edge::Edge;
 use self::filesystem::Frontend;
 use self::handle::Handles;
+use self::lender::Lender;
 use self::pool::Pool;
 use self::queue::Queue;
 use self::told::Told;
@@ -61,7 +63,7 @@ use crate::tree::Interface;
 pub const NAME: &str = "instancefs";
 
 /// More threads cost locality and win nothing, not even three, of which the kernel wakes now one and now another: no request
-/// is waited for in them, but for one at a time that writes data after it has answered (see [`Edge::lend`]).
+/// is waited for in them, but for one at a time that writes data after it has answered (see [`Lender`]).
 const SESSION_THREADS: usize = 2;
 /// The name of the thread that ends with the connection.
 const SESSION: &str = "session";
@@ -119,7 +121,7 @@ impl Mount {
             pool: Pool::start()?,
             kernel: OnceLock::new(),
             stopping: AtomicBool::new(false),
-            lent: AtomicBool::new(false),
+            lender: Lender::default(),
         });
         let (stale, stale_names) = unbounded();
         let publisher = Arc::new(Publisher::new(edge.clone(), stale));

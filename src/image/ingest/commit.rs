@@ -97,40 +97,43 @@ impl Draft {
                 self.arrived.lock().forget(0);
             }
         }
-        let (outcome, synced) = thread::scope(|scope| {
-            // The disk writes while the processor hashes.
-            let syncing = thread::Builder::new().name("draft-sync".to_owned()).spawn_scoped(scope, || self.sync())?;
-            let outcome = self.judge_and_hash(claimed, before.length, progress, cancelled);
-            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has died")));
-            io::Result::Ok((outcome, synced))
-        })?;
+        let outcome = self.judge(claimed).and_then(|inspected| {
+            let sha512 = self.hash_and_sync(before.length, progress, cancelled)?;
+            Ok(Committed { inspected, size_bytes: before.length, sha512 })
+        });
         // Whatever was found is not about the file that is there now.
         if Fingerprint::of(&self.file)? != before {
             self.arrived.lock().forget(0);
             return Err(CommitError::Changed);
         }
         let committed = outcome?;
-        synced?;
         self.arrival.lock().checked = Some(before);
         progress(100);
         Ok(committed)
     }
 
-    fn judge_and_hash(
+    fn judge(&self, claimed: Option<Format>) -> Result<Inspected, CommitError> {
+        let inspected = inspect(&self.file, claimed)?;
+        let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
+        agree(&inspected, &theirs)?;
+        Ok(inspected)
+    }
+
+    /// The disk writes while the processor hashes; not sooner, since qemu-img looks for holes, for which it would wait.
+    fn hash_and_sync(
         &self,
-        claimed: Option<Format>,
         length: u64,
         progress: &dyn Fn(u8),
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Committed, CommitError> {
-        let inspected = inspect(&self.file, claimed)?;
-        if cancelled() {
-            return Err(CommitError::Cancelled);
-        }
-        let theirs = qemu_img::info_of(&self.file, inspected.format).map_err(CommitError::Disagrees)?;
-        agree(&inspected, &theirs)?;
-        let sha512 = self.hash_rest(length, progress, cancelled)?;
-        Ok(Committed { inspected, size_bytes: length, sha512 })
+    ) -> Result<String, CommitError> {
+        thread::scope(|scope| {
+            let syncing = thread::Builder::new().name("draft-sync".to_owned()).spawn_scoped(scope, || self.sync())?;
+            let hashed = self.hash_rest(length, progress, cancelled);
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has died")));
+            let sha512 = hashed?;
+            synced?;
+            Ok(sha512)
+        })
     }
 
     fn hash_rest(
