@@ -21,7 +21,9 @@ use super::request::{Completion, MOVE, Request, Submission, Wait};
 use super::{power, recovery};
 use crate::hypervisor::HypervisorError;
 use crate::inventory::{Object, Task};
+use crate::model::Class;
 use crate::model::reason::Reason;
+use crate::model::record::ErrorLine;
 use crate::store::StoreError;
 
 /// So many messages share one transaction.
@@ -86,7 +88,7 @@ pub(super) struct EngineThread {
 enum Staged {
     Judged(Box<(Submission, Result<Accepted, Reason>)>),
     Edited(Sender<Result<(), Fault>>),
-    Refused(Completion, Reason),
+    Refused { object: (Class, Uuid), line: ErrorLine, reason: Reason, done: Option<Completion> },
 }
 
 impl EngineThread {
@@ -143,11 +145,7 @@ impl EngineThread {
                 Message::Submit(_) | Message::Edit { .. } | Message::Refused { .. } if !ends => work.push(message),
                 Message::Submit(submission) => (submission.done)(Err(Fault::Stopped.reason())),
                 Message::Edit { done, .. } => drop(done.send(Err(Fault::Stopped))),
-                Message::Refused { reason, done, .. } => {
-                    if let Some(done) = done {
-                        done(Err(reason));
-                    }
-                }
+                Message::Refused { reason, done, .. } => answer_refused(done, reason),
                 Message::Ended { id, result, cancelled } => {
                     // What came before in the queue is judged first, while the operation still counts as running.
                     self.batch(std::mem::take(&mut work));
@@ -203,8 +201,9 @@ impl EngineThread {
                         staged.push(Staged::Edited(done));
                     }
                     Message::Refused { caller, object, file, reason, done } => {
-                        judge.refuse(Some(object), line(&caller, &file, &reason));
-                        staged.extend(done.map(|done| Staged::Refused(done, reason)));
+                        let line = line(&caller, &file, &reason);
+                        judge.refuse(Some(object), line.clone());
+                        staged.push(Staged::Refused { object, line, reason, done });
                     }
                     Message::Ended { .. }
                     | Message::Looked { .. }
@@ -227,7 +226,7 @@ impl EngineThread {
         for member in staged {
             match member {
                 Staged::Edited(done) => drop(done.send(Ok(()))),
-                Staged::Refused(done, reason) => done(Err(reason)),
+                Staged::Refused { done, reason, .. } => answer_refused(done, reason),
                 Staged::Judged(judged) => match *judged {
                     (submission, Ok(accepted)) => self.accepted(submission, accepted),
                     (submission, Err(reason)) => self.refused(submission, reason),
@@ -245,14 +244,21 @@ impl EngineThread {
             | StoreError::Foreign { .. }
             | StoreError::Failed(_) => Fault::Failed(error.to_string()),
         };
-        let mut refused = Vec::new();
+        // What the batch would have shown went with it.
+        let (mut lines, mut refused, mut answers) = (Vec::new(), Vec::new(), Vec::new());
         for member in staged {
             match member {
                 Staged::Edited(done) => drop(done.send(Err(fault.clone()))),
-                Staged::Refused(done, reason) => done(Err(reason)),
+                Staged::Refused { object, line, reason, done } => {
+                    lines.push((Some(object), line));
+                    answers.push((done, reason));
+                }
                 Staged::Judged(judged) => {
                     let (submission, verdict) = *judged;
-                    refused.push((submission, verdict.err().unwrap_or_else(|| fault.reason())));
+                    let reason = verdict.err().unwrap_or_else(|| fault.reason());
+                    let line = line(&submission.caller, &submission.file, &reason);
+                    lines.push((submission.request.object(), line));
+                    refused.push((submission, reason));
                 }
             }
         }
@@ -266,12 +272,15 @@ impl EngineThread {
                 now: shared.settings.clock.now(),
                 unreachable: None,
             };
-            for (submission, reason) in &refused {
-                judge.refuse(submission.request.object(), line(&submission.caller, &submission.file, reason));
+            for (object, line) in lines {
+                judge.refuse(object, line);
             }
         });
         if let Err(error) = shown {
             log::error!("refusals are not shown: {error}");
+        }
+        for (done, reason) in answers {
+            answer_refused(done, reason);
         }
         for (submission, reason) in refused {
             self.refused(submission, reason);
@@ -454,5 +463,12 @@ impl EngineThread {
         for look in late.iter().filter_map(|key| self.looks.remove(key)) {
             (look.done)(Ok(()));
         }
+    }
+}
+
+/// Of a refusal from before the engine; it may have been answered there.
+fn answer_refused(done: Option<Completion>, reason: Reason) {
+    if let Some(done) = done {
+        done(Err(reason));
     }
 }

@@ -195,6 +195,30 @@ fn a_full_disk_refuses_and_changes_nothing() {
 }
 
 #[test]
+fn a_refusal_is_shown_although_what_was_queued_with_it_is_not_stored() {
+    let world = World::new();
+    let store = Arc::new(Full { inner: world.store.clone(), full: Mutex::new(false) });
+    let life = world.live_on(store.clone(), |_| {});
+    let id = life.draft();
+    // The engine waits for the store with what comes first, until the rest is queued.
+    let mut full = store.full.lock();
+    let change = |vcpus| {
+        let changes = vec![InstanceChange::Vcpus(vcpus)];
+        life.submit(&alice(), Request::Instance { id, changes }, Wait::Accepted)
+    };
+    let answers = [change(2), change(3)];
+    life.engine.refused(&alice(), Some((Class::Instance, id)), "uuid", &Reason::ReadOnlyAttribute);
+    *full = true;
+    drop(full);
+    for answer in answers {
+        assert!(matches!(answer.recv().unwrap(), Err(Reason::NoSpace(_))));
+    }
+    until("the refusal is shown", || {
+        life.instance(id).record.errors.last().is_some_and(|line| line.file == "uuid" && line.errno == "EACCES")
+    });
+}
+
+#[test]
 fn a_name_is_given_once_also_by_drafts_that_boot_together() {
     let world = World::new();
     let life = world.live();
