@@ -13,14 +13,12 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::acl;
 use super::edge::{Edge, GENERATION, errno, finish, finish_after, list, open_flags, place};
 use super::handle::Purpose;
-use super::inode;
-use super::pool::read_fully;
+use super::{inode, read, xattr};
 use crate::image::extent::Find;
 use crate::model::reason::Reason;
-use crate::tree::{Content, Node};
+use crate::tree::Node;
 use crate::workflow::drafts_data::Leave;
 
 /// The session's side of [`Edge`].
@@ -37,21 +35,6 @@ macro_rules! answer {
             Err(errno) => return $reply.error(errno),
         }
     };
-}
-
-/// `size` 0 asks for the length alone.
-fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    match u32::try_from(value.len()) {
-        Ok(length) if size == 0 => reply.size(length),
-        Ok(length) if length <= size => reply.data(value),
-        Ok(_) | Err(_) => reply.error(Errno::ERANGE),
-    }
-}
-
-/// At most `size` bytes from `offset` on.
-fn part(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
-    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
-    rest.get(..size).unwrap_or(rest)
 }
 
 impl Filesystem for Frontend {
@@ -303,38 +286,8 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let edge = &self.edge;
-        let handle = answer!(reply, edge.handle(handle, inode));
-        let size = size as usize;
-        match &handle.purpose {
-            Purpose::Announcement => reply.error(Errno::EBADF),
-            Purpose::Data(data) => {
-                let done = Box::new(move |result: Result<Vec<u8>, Reason>| match result {
-                    Ok(bytes) => reply.data(bytes.get(..size).unwrap_or(&bytes)),
-                    Err(reason) => reply.error(errno(&reason)),
-                });
-                data.read_at(offset, size, done);
-            }
-            Purpose::Value => match answer!(reply, edge.content(&handle, offset, request.uid())) {
-                Content::Snapshot(bytes) => reply.data(part(&bytes, offset, size)),
-                Content::Secret(secret) => reply.data(part(secret.bytes(), offset, size)),
-                Content::File(file) => edge.pool.run(move || match read_fully(&file, offset, size) {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => reply.error(error.into()),
-                }),
-                Content::Draft(file, data) => edge.pool.run(move || {
-                    data.settle();
-                    match read_fully(&file, offset, size) {
-                        Ok(bytes) => reply.data(&bytes),
-                        Err(error) => reply.error(error.into()),
-                    }
-                }),
-                Content::Piece(piece) => edge.pool.run(move || match piece.read(offset, size, read_fully) {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => reply.error(error.into()),
-                }),
-            },
-        }
+        let handle = answer!(reply, self.edge.handle(handle, inode));
+        read::answer(&self.edge, &handle, offset, size as usize, request.uid(), reply);
     }
 
     fn write(
@@ -437,40 +390,26 @@ impl Filesystem for Frontend {
         reply: ReplyEmpty,
     ) {
         let node = answer!(reply, self.edge.node(inode));
-        let is_list = name == acl::ACCESS;
-        let same = is_list && self.edge.access_list(node).as_deref() == Some(value);
-        // Tools give a temporary file the attributes of what it shall replace.
-        if same || (is_list && matches!(node, Node::Scratch(_))) {
-            reply.ok();
-        } else {
-            reply.error(Errno::EOPNOTSUPP);
+        match xattr::set(&self.edge, node, name, value) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
         }
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let node = answer!(reply, self.edge.node(inode));
-        if name != acl::ACCESS && name != acl::DEFAULT {
-            // By which tools know not to ask for it of every other file: `ls -l` wants `security.selinux`.
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        match self.edge.access_list(node).filter(|_| name == acl::ACCESS) {
-            Some(list) => reply_xattr(&list, size, reply),
-            None => reply.error(Errno::ENODATA),
-        }
+        let value = answer!(reply, xattr::get(&self.edge, node, name));
+        xattr::reply(&value, size, reply);
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let node = answer!(reply, self.edge.node(inode));
-        match self.edge.access_list(node) {
-            Some(_) => reply_xattr(&[acl::ACCESS.as_bytes(), &[0]].concat(), size, reply),
-            None => reply_xattr(&[], size, reply),
-        }
+        xattr::reply(&xattr::list(&self.edge, node), size, reply);
     }
 
     fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let node = answer!(reply, self.edge.node(inode));
-        let is_there = name == acl::ACCESS && self.edge.access_list(node).is_some();
-        reply.error(if is_there { Errno::EOPNOTSUPP } else { Errno::ENODATA });
+        reply.error(xattr::remove(&self.edge, node, name));
     }
 
     fn ioctl(

@@ -26,8 +26,10 @@ mod lender;
 mod pool;
 mod published;
 mod queue;
+mod read;
 mod told;
 mod watch;
+mod xattr;
 
 use std::io;
 use std::path::PathBuf;

@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -27,7 +25,6 @@ use crate::inventory::{Change, Inventory, Object};
 use crate::model::Class;
 use crate::model::caller::Caller;
 use crate::model::reason::Reason;
-use crate::model::volume::change::VolumeChange;
 use crate::privilege::Privilege;
 use crate::workflow::engine::Engine;
 use crate::workflow::events::EventLog;
@@ -62,11 +59,8 @@ pub struct Tree {
     pub(super) scratch: Scratch,
     pub(super) summaries: Mutex<HashMap<u8, Rendered>>,
     /// Itself, for what goes on after a call has returned.
-    own: Weak<Tree>,
+    pub(super) own: Weak<Tree>,
 }
-
-/// How long who has made an offer waits for its directory, which the queue publishes much sooner.
-const STANDS: Duration = Duration::from_secs(2);
 
 impl Tree {
     /// Publishes every object that the inventory holds, before anybody can look.
@@ -327,7 +321,7 @@ impl Interface for Tree {
     }
 
     fn refuse(&self, node: Node, caller: &Caller, reason: Reason, done: Completion) {
-        let object = self.object(node).map(|object| answerable(&object));
+        let object = self.object(node).map(|object| write::answerable(&object));
         let name = match node {
             Node::Attribute(class, _, row) | Node::Key(class, _, row, _) => {
                 rows(class).find(|head| head.id == row).map(|head| head.name)
@@ -464,53 +458,7 @@ impl Interface for Tree {
     }
 }
 
-/// The object whose `last_error` tells of a refusal: of a task that has begun, the one that it works on.
-fn answerable(object: &Object) -> (Class, Uuid) {
-    match object {
-        Object::Task(task) if task.record.draft.is_none() => (task.record.class, task.record.object),
-        Object::Task(_)
-        | Object::Instance(_)
-        | Object::Image(_)
-        | Object::Flavor(_)
-        | Object::Volume(_)
-        | Object::Transfer(_)
-        | Object::Backend(_) => (object.class(), object.id()),
-    }
-}
-
 impl Tree {
-    /// Where a link leads: to where its object stands now, from where the link does.
-    fn link_target(&self, link: Node, object: &Object) -> String {
-        let home = Node::Object(object.class(), object.number());
-        let home = self.names.published(home).unwrap_or_else(|| view::home_place(object));
-        let directory = match self.names.published(link) {
-            Some(place) => place.directory,
-            None if matches!(link, Node::StateLink(..)) => Directory::ByStateWord(object.class(), 0),
-            None => Directory::ByNameClass(object.class()),
-        };
-        let depth = fixed::path(directory).components().count();
-        format!("{}{}/{}", "../".repeat(depth), fixed::path(home.directory).display(), home.name)
-    }
-
-    /// Where a link that comes and goes leads to: to where its object stands now.
-    fn key_target(&self, class: Class, row: u8, serial: u32, object: &Object) -> Option<String> {
-        let key = directory::key(object, row, serial)?;
-        let (class, id) = match (class, row) {
-            (Class::Volume, volume::ATTACHMENTS) => (Class::Instance, Uuid::try_parse(&key.value).ok()?),
-            (Class::Instance, instance::VOLUMES) if serial == instance::COMING => {
-                let Object::Instance(instance) = object else { return None };
-                (Class::Volume, self.inventory.task(instance.task.as_ref()?.id)?.record.object)
-            }
-            (Class::Instance, instance::VOLUMES) => (Class::Volume, Uuid::try_parse(&key.value).ok()?),
-            _ => return None,
-        };
-        let home = match self.inventory.get(class, id) {
-            Some(object) => view::home_path(&object),
-            None => PathBuf::from(class.directory()).join(id.to_string()),
-        };
-        Some(format!("../../../{}", home.display()))
-    }
-
     pub(super) fn is_temporary(&self, parent: Node, name: &str) -> bool {
         let names = self.replaceable(parent);
         names.is_some_and(|names| scratch::is_temporary(name, names.iter().map(String::as_str)))
@@ -525,59 +473,5 @@ impl Tree {
     pub(super) fn own_scratch(&self, serial: u64, caller: &Caller) -> Result<(), Reason> {
         let is_his = self.scratch.stat(serial).is_some_and(|(uid, ..)| uid == caller.uid || caller.uid == 0);
         if is_his { Ok(()) } else { Err(Reason::Policy("this temporary file belongs to somebody else".into())) }
-    }
-
-    /// Who has made an offer goes on to its directory, which is published a moment later.
-    fn once_offer_stands(&self, request: &Request, done: Completion) -> Completion {
-        let id = match request {
-            Request::Volume { id, changes }
-                if changes.iter().any(|change| matches!(change, VolumeChange::Offer { .. })) =>
-            {
-                *id
-            }
-            _ => return done,
-        };
-        let Some(tree) = self.own.upgrade() else { return done };
-        Box::new(move |outcome| {
-            let offer = tree.inventory.volume(id).and_then(|volume| tree.inventory.transfer(volume.record.transfer?));
-            let Some(offer) = offer.filter(|_| outcome.is_ok()) else { return done(outcome) };
-            let node = Node::Object(Class::Transfer, offer.record.number);
-            if tree.names.published(node).is_some() {
-                return done(outcome);
-            }
-            let answer = Arc::new(Mutex::new(Some((done, outcome))));
-            let late = answer.clone();
-            let waiting = move || {
-                tree.names.wait(node, Instant::now() + STANDS);
-                if let Some((done, outcome)) = late.lock().take() {
-                    done(outcome);
-                }
-            };
-            let spawned = thread::Builder::new().name("offer".to_owned()).spawn(waiting);
-            if spawned.is_err()
-                && let Some((done, outcome)) = answer.lock().take()
-            {
-                done(outcome);
-            }
-        })
-    }
-
-    /// One write of a value. For a rename it does not wait for the work: the kernel holds locks meanwhile.
-    pub(super) fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
-        let Some(object) = self.object(file.node) else {
-            return done(Err(Reason::NotFound("such object any more".into())));
-        };
-        let identity = Some(answerable(&object));
-        match write::request(self, file, &object, &caller, bytes) {
-            Ok(Some((name, request))) => {
-                let done = match wait {
-                    Wait::Settle => self.once_offer_stands(&request, done),
-                    Wait::Accepted => done,
-                };
-                self.submit(caller, name, request, wait, done);
-            }
-            Ok(None) => done(Ok(())),
-            Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
-        }
     }
 }

@@ -34,6 +34,7 @@ mod scratch;
 mod spec;
 mod stat;
 mod tables;
+mod target;
 pub mod task;
 pub mod transfer;
 pub mod value;

@@ -1,6 +1,11 @@
-//! One write of a value, as a request.
+//! One write of a value, as a request, and how it is answered.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::attribute::{Row, Type, Write};
 use super::content::find;
@@ -15,14 +20,88 @@ use crate::model::Class;
 use crate::model::caller::{Caller, Role};
 use crate::model::reason::Reason;
 use crate::model::task::TaskChange;
+use crate::model::volume::change::VolumeChange;
 use crate::workflow::drafts_data::{Leave, Writer};
-use crate::workflow::request::{Completion, Request};
+use crate::workflow::request::{Completion, Request, Wait};
 
 /// The file's name for `last_error`, and why the write is refused.
-pub type Refusal = (&'static str, Reason);
+type Refusal = (&'static str, Reason);
+
+/// How long who has made an offer waits for its directory, which the queue publishes much sooner.
+const STANDS: Duration = Duration::from_secs(2);
+
+/// The object whose `last_error` tells of a refusal: of a task that has begun, the one that it works on.
+pub(super) fn answerable(object: &Object) -> (Class, Uuid) {
+    match object {
+        Object::Task(task) if task.record.draft.is_none() => (task.record.class, task.record.object),
+        Object::Task(_)
+        | Object::Instance(_)
+        | Object::Image(_)
+        | Object::Flavor(_)
+        | Object::Volume(_)
+        | Object::Transfer(_)
+        | Object::Backend(_) => (object.class(), object.id()),
+    }
+}
+
+impl Tree {
+    /// One write of a value. For a rename it does not wait for the work: the kernel holds locks meanwhile.
+    pub(super) fn write_value(&self, file: OpenFile, caller: Caller, bytes: &[u8], wait: Wait, done: Completion) {
+        let Some(object) = self.object(file.node) else {
+            return done(Err(Reason::NotFound("such object any more".into())));
+        };
+        let identity = Some(answerable(&object));
+        match request(self, file, &object, &caller, bytes) {
+            Ok(Some((name, request))) => {
+                let done = match wait {
+                    Wait::Settle => self.once_offer_stands(&request, done),
+                    Wait::Accepted => done,
+                };
+                self.submit(caller, name, request, wait, done);
+            }
+            Ok(None) => done(Ok(())),
+            Err((name, reason)) => self.engine.refuse(&caller, identity, name, &reason, done),
+        }
+    }
+
+    /// Who has made an offer goes on to its directory, which is published a moment later.
+    fn once_offer_stands(&self, request: &Request, done: Completion) -> Completion {
+        let id = match request {
+            Request::Volume { id, changes }
+                if changes.iter().any(|change| matches!(change, VolumeChange::Offer { .. })) =>
+            {
+                *id
+            }
+            _ => return done,
+        };
+        let Some(tree) = self.own.upgrade() else { return done };
+        Box::new(move |outcome| {
+            let offer = tree.inventory.volume(id).and_then(|volume| tree.inventory.transfer(volume.record.transfer?));
+            let Some(offer) = offer.filter(|_| outcome.is_ok()) else { return done(outcome) };
+            let node = Node::Object(Class::Transfer, offer.record.number);
+            if tree.names.published(node).is_some() {
+                return done(outcome);
+            }
+            let answer = Arc::new(Mutex::new(Some((done, outcome))));
+            let late = answer.clone();
+            let waiting = move || {
+                tree.names.wait(node, Instant::now() + STANDS);
+                if let Some((done, outcome)) = late.lock().take() {
+                    done(outcome);
+                }
+            };
+            let spawned = thread::Builder::new().name("offer".to_owned()).spawn(waiting);
+            if spawned.is_err()
+                && let Some((done, outcome)) = answer.lock().take()
+            {
+                done(outcome);
+            }
+        })
+    }
+}
 
 /// What a write asks for; `None` if it means nothing (a lone newline after a good value).
-pub fn request(
+fn request(
     tree: &Tree,
     file: OpenFile,
     object: &Object,
