@@ -1,5 +1,6 @@
 //! Configuration management: the first run changes what differs, the second nothing.
 
+use std::fs;
 use std::process::Command;
 
 use uuid::Uuid;
@@ -52,6 +53,11 @@ impl<'a> Scene<'a> {
 
     fn idle(&self) {
         wait_until("the work is done", || self.ids.iter().all(|id| self.stage.read(*id, "task").is_empty()));
+        // A line follows a moment later.
+        wait_until("the work is told of", || {
+            let ends = self.stage.events().iter().filter(|line| line.contains(r#""from":"processing""#)).count();
+            ends == fs::read_dir(format!("{}/tasks", self.stage.root())).unwrap().count()
+        });
     }
 
     /// An example for this tree, as its reader would edit it.
