@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::extent::{Find, find};
 use super::{Format, Inspected};
 
 /// The largest virtual size that we accept, in bytes: 64 TiB.
@@ -128,6 +129,9 @@ impl From<io::Error> for Refusal {
 trait Source {
     /// Fills `buffer` from `offset` as far as the source reaches; returns how much that was.
     fn read_upto(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Whether these bytes are known to be zeros without reading them.
+    fn is_hole(&self, range: &Range<u64>) -> bool;
 }
 
 impl Source for File {
@@ -143,6 +147,10 @@ impl Source for File {
         }
         Ok(done)
     }
+
+    fn is_hole(&self, range: &Range<u64>) -> bool {
+        find(self, range.start, Find::Data).is_ok_and(|data| data.is_none_or(|data| data >= range.end))
+    }
 }
 
 /// What was found, and where the bytes lie that `qemu-img info` needs to see.
@@ -154,7 +162,7 @@ pub(crate) struct Examined {
 }
 
 /// Judges the bytes of `file`. Without a claim the format is qcow2 by its magic, and raw only if no known magic is
-/// found. The file's position is neither used nor moved.
+/// found. The position of `file` means nothing afterwards.
 pub fn inspect(file: &File, claimed: Option<Format>) -> Result<Inspected, Refusal> {
     examine(file, claimed).map(|examined| examined.inspected)
 }

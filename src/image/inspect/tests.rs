@@ -1,3 +1,5 @@
+use std::cell::Cell;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,11 +14,19 @@ impl Source for [u8] {
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
     }
+
+    fn is_hole(&self, _range: &Range<u64>) -> bool {
+        false
+    }
 }
 
 impl Source for Vec<u8> {
     fn read_upto(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.as_slice().read_upto(buffer, offset)
+    }
+
+    fn is_hole(&self, range: &Range<u64>) -> bool {
+        self.as_slice().is_hole(range)
     }
 }
 
@@ -451,4 +461,50 @@ proptest! {
         bytes.truncate(length);
         assert_bounded(&bytes);
     }
+}
+
+/// `data`, and behind it a hole up to `length`.
+struct Sparse {
+    data: Vec<u8>,
+    length: u64,
+    reads_of_the_hole: Cell<u32>,
+}
+
+impl Source for Sparse {
+    fn read_upto(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if offset < self.data.len() as u64 {
+            return self.data.read_upto(buffer, offset);
+        }
+        self.reads_of_the_hole.update(|reads| reads + 1);
+        let count = buffer.len().min(self.length.saturating_sub(offset) as usize);
+        buffer[..count].fill(0);
+        Ok(count)
+    }
+
+    fn is_hole(&self, range: &Range<u64>) -> bool {
+        range.start >= self.data.len() as u64
+    }
+}
+
+#[test]
+fn tables_in_holes_are_not_read_but_have_to_be_there() {
+    let mut data = image();
+    data.resize(4 * CLUSTER, 0);
+    put64(&mut data, 3 * CLUSTER, 4 * CLUSTER as u64);
+    put64(&mut data, 3 * CLUSTER + 8, 5 * CLUSTER as u64);
+    let mut source = Sparse { data, length: 6 * CLUSTER as u64, reads_of_the_hole: Cell::new(0) };
+    examine_source(&source, source.length, None).unwrap();
+    assert_eq!(source.reads_of_the_hole.get(), 0);
+    source.length -= 1;
+    let cut = examine_source(&source, source.length, None).map(|examined| examined.inspected);
+    assert_eq!(cut, Err(Refusal::MissingClusters));
+}
+
+#[test]
+fn a_file_says_where_its_holes_are() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.write_all(b"data").unwrap();
+    assert!(file.is_hole(&(1 << 20..2 << 20)));
+    assert!(!file.is_hole(&(0..1 << 20)));
 }
