@@ -324,29 +324,34 @@ fn a_hostile_image_is_refused_when_it_is_imported_too() {
     assert!(path.exists(), "the import directory is the administrator's");
 }
 
-/// openssl's own https server, with a certificate that nobody has signed.
+/// openssl's own https server, with a certificate of an authority that no host trusts.
 struct Tls(Child);
 
 impl Tls {
+    /// Serves `directory/image`; the authority's certificate is `directory/authority`.
     fn start(directory: &Path) -> (Tls, u16) {
-        let (key, certificate) = (directory.join("key"), directory.join("certificate"));
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"])
-            .args(["-addext", "subjectAltName=IP:127.0.0.1"])
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.expect("openssl runs").success());
+        let file = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();
+        let request = |subject: &str, name: &str, more: &[&str]| {
+            let made = Command::new("openssl")
+                .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-days", "2"])
+                .args(["-keyout", &file(&format!("{name}.key")), "-out", &file(name)])
+                .args(more)
+                .stderr(Stdio::null())
+                .status();
+            assert!(made.expect("openssl runs").success());
+        };
+        request("/CN=authority", "authority", &[]);
+        let signed = ["-CA", &file("authority"), "-CAkey", &file("authority.key")];
+        let leaf = ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1"];
+        request("/CN=127.0.0.1", "server", &[signed, leaf].concat());
+        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n").into_bytes();
+        answer.extend(image());
+        fs::write(directory.join("image"), answer).expect("written");
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
         let server = Command::new("openssl")
-            .args(["s_server", "-www", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
-            .arg("-key")
-            .arg(&key)
-            .arg("-cert")
-            .arg(&certificate)
+            .args(["s_server", "-HTTP", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
+            .args(["-key", &file("server.key"), "-cert", &file("server")])
+            .current_dir(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -368,5 +373,16 @@ impl Drop for Tls {
 fn a_certificate_that_nobody_trusts_is_refused() {
     let (daemon, config) = daemon(&[]);
     let (_server, port) = Tls::start(config.path());
-    assert_refused(&daemon, &format!("https://127.0.0.1:{port}/"), libc::EIO, "certificate");
+    assert_refused(&daemon, &format!("https://127.0.0.1:{port}/image"), libc::EIO, "certificate");
+}
+
+#[test]
+fn an_image_comes_by_https_from_a_server_that_the_host_trusts() {
+    let (mut daemon, config) = daemon(&[]);
+    let (_server, port) = Tls::start(config.path());
+    daemon.stop();
+    daemon.spawn_with(&[("SSL_CERT_FILE", config.path().join("authority").to_str().expect("UTF-8"))]);
+    let id = draft(&daemon, &format!("https://127.0.0.1:{port}/image"));
+    assert_eq!(commit(&daemon, id), 0, "{}", daemon.read(format!("images/{id}/last_error")));
+    assert_imported(&daemon, id);
 }

@@ -1,12 +1,12 @@
 //! http and https, by ureq. Each redirect is judged as the first URL was, and the connection goes to the very addresses
 //! that were judged: a name that answers differently the next time is not asked a next time.
 
-use std::fmt;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
+use std::{env, fmt, fs, thread};
 
 use parking_lot::Mutex;
 use ureq::config::Config;
@@ -25,6 +25,8 @@ const OTHER_SCHEME: &str = "only http and https URLs are imported";
 
 /// The authorities that this host trusts. Without it those that browsers trust are taken.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Another file to take them from, as for OpenSSL and curl.
+const NAMES_AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// How often it is asked whether to give up.
 const CANCEL_EVERY: Duration = Duration::from_millis(100);
@@ -113,8 +115,17 @@ fn config(text: &str, policy: &Policy) -> Config {
         .build()
 }
 
+/// A file that is named but cannot be read means that nobody is trusted.
 fn authorities() -> RootCerts {
-    let Ok(pem) = std::fs::read(AUTHORITIES) else { return RootCerts::WebPki };
+    let named = env::var_os(NAMES_AUTHORITIES).map(PathBuf::from);
+    let pem = match (fs::read(named.as_deref().unwrap_or(Path::new(AUTHORITIES))), named) {
+        (Ok(pem), _) => pem,
+        (Err(_), None) => return RootCerts::WebPki,
+        (Err(error), Some(path)) => {
+            log::warn!("no server is trusted: {NAMES_AUTHORITIES} names {}: {error}", path.display());
+            Vec::new()
+        }
+    };
     let certificates = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         Ok(_) | Err(_) => None,
