@@ -1,5 +1,6 @@
 //! The tree through a real mount, subject by subject.
 
+mod building;
 mod data;
 mod handles;
 mod images;

@@ -57,21 +57,21 @@ fn volume(life: &Life<'_>, block: &dyn BlockBackend, format: Format, set: fn(&mu
     id
 }
 
-struct Bed {
-    world: World,
+pub struct Bed {
+    pub world: World,
 }
 
 impl Bed {
-    fn new() -> Bed {
+    pub fn new() -> Bed {
         Bed { world: World::new() }
     }
 }
 
-fn plain(life: &Life<'_>) -> Uuid {
+pub fn plain(life: &Life<'_>) -> Uuid {
     volume(life, &*life.world.disks, Format::Raw, raw)
 }
 
-fn attach(life: &Life<'_>, volume: Uuid, instance: Uuid) -> Result<(), instancefs::model::reason::Reason> {
+pub fn attach(life: &Life<'_>, volume: Uuid, instance: Uuid) -> Result<(), instancefs::model::reason::Reason> {
     attach_as(life, volume, instance, None)
 }
 
@@ -85,12 +85,12 @@ fn attach_as(
     life.change_volume(&alice(), volume, VolumeChange::Attach { instance, device })
 }
 
-fn detach(life: &Life<'_>, volume: Uuid) -> Result<(), instancefs::model::reason::Reason> {
+pub fn detach(life: &Life<'_>, volume: Uuid) -> Result<(), instancefs::model::reason::Reason> {
     life.change_volume(&alice(), volume, VolumeChange::Detach(None))
 }
 
 /// The devices as which the domain has this volume: in its definition, and in its guest.
-fn devices(life: &Life<'_>, volume: Uuid, instance: Uuid) -> (Option<String>, Option<String>) {
+pub fn devices(life: &Life<'_>, volume: Uuid, instance: Uuid) -> (Option<String>, Option<String>) {
     let suffix = format!("{volume}/data");
     let device = |xml: String| {
         let disks = Definition::parse(&xml).unwrap().disks;
@@ -101,12 +101,12 @@ fn devices(life: &Life<'_>, volume: Uuid, instance: Uuid) -> (Option<String>, Op
     (device(hypervisor.definition(instance).unwrap()), hypervisor.live_definition(instance).unwrap().and_then(device))
 }
 
-fn some(device: &str) -> Option<String> {
+pub fn some(device: &str) -> Option<String> {
     Some(device.to_owned())
 }
 
 /// What both records say of it.
-fn recorded(life: &Life<'_>, volume: Uuid, instance: Uuid) -> Option<String> {
+pub fn recorded(life: &Life<'_>, volume: Uuid, instance: Uuid) -> Option<String> {
     let one = life.inventory.volume(volume).unwrap().record.attachments.get(&instance.to_string()).cloned();
     let other = life.inventory.instance(instance).map(|instance| instance.record.volumes.clone());
     let device = one.map(|attachment| attachment.device);
@@ -117,11 +117,11 @@ fn recorded(life: &Life<'_>, volume: Uuid, instance: Uuid) -> Option<String> {
     device
 }
 
-fn state(life: &Life<'_>, volume: Uuid) -> volume::State {
+pub fn state(life: &Life<'_>, volume: Uuid) -> volume::State {
     life.inventory.volume(volume).unwrap().record.state()
 }
 
-fn last_error(life: &Life<'_>, volume: Uuid) -> String {
+pub fn last_error(life: &Life<'_>, volume: Uuid) -> String {
     life.inventory.volume(volume).unwrap().record.errors.last().map(|line| line.reason.clone()).unwrap_or_default()
 }
 
@@ -415,86 +415,6 @@ fn one_that_is_asked_to_give_up_takes_it_back() {
     assert_eq!((recorded(&life, volume, id), state(&life, volume)), (None, volume::State::Available));
     assert!(life.instance(id).task.is_none());
     assert_eq!(bed.world.power(id), PowerState::Running);
-}
-
-/// What `events` tells of a volume.
-fn told(life: &Life<'_>, volume: Uuid, what: &str) -> bool {
-    life.events.flush();
-    let text = std::fs::read_to_string(life.world.directory.path().join("events")).unwrap_or_default();
-    let id = volume.to_string();
-    text.lines().any(|line| line.contains(&id) && line.contains(what))
-}
-
-#[test]
-fn what_somebody_detaches_outside_is_free_once_no_definition_has_it() {
-    let bed = Bed::new();
-    let life = bed.world.live();
-    let id = life.active();
-    let volume = plain(&life);
-    attach(&life, volume, id).unwrap();
-    let detach = |persistent: bool, live: bool| {
-        bed.world.control(
-            json!({ "do": "detach_disk", "uuid": id, "device": "vdb", "persistent": persistent, "live": live }),
-        );
-    };
-    until("its definition is known", || {
-        let definition = life.instance(id).record.definition.clone();
-        definition.is_some_and(|definition| definition.disks.iter().any(|disk| disk.device == "vdb"))
-    });
-    detach(true, false);
-    until("the definition was read", || {
-        let definition = life.instance(id).record.definition.clone();
-        definition.is_some_and(|definition| definition.disks.iter().all(|disk| disk.device != "vdb"))
-    });
-    assert_eq!(recorded(&life, volume, id), some("vdb"), "the guest has it still");
-    detach(false, true);
-    until("it is free", || state(&life, volume) == volume::State::Available);
-    assert_eq!(recorded(&life, volume, id), None);
-    until("it is told", || told(&life, volume, "detached_outside"));
-}
-
-#[test]
-fn what_somebody_attaches_outside_is_in_use_by_that_instance() {
-    let bed = Bed::new();
-    let life = bed.world.live();
-    let (id, other) = (life.active(), life.stopped());
-    let volume = plain(&life);
-    let path = bed.world.disks.volumes.directory.join(format!("{volume}/data"));
-    let xml = format!("<disk type='file'><source file='{}'/><target dev='vdk'/></disk>", path.display());
-    let attach_outside = |persistent: bool| {
-        bed.world.control(
-            json!({ "do": "attach_disk", "uuid": id, "xml": xml, "persistent": persistent, "live": !persistent }),
-        );
-    };
-    attach_outside(false);
-    until("it is seen", || recorded(&life, volume, id) == some("vdk"));
-    assert_eq!(attach(&life, volume, other).unwrap_err().errno(), libc::EBUSY);
-    until("it is told", || told(&life, volume, "attached_outside"));
-    // The other half follows when somebody asks for it.
-    detach(&life, volume).unwrap();
-    assert_eq!(devices(&life, volume, id), (None, None));
-    attach_outside(true);
-    until("it is seen again", || recorded(&life, volume, id) == some("vdk"));
-}
-
-#[test]
-fn an_instance_that_is_undefined_outside_keeps_its_volumes_until_it_leaves() {
-    let bed = Bed::new();
-    let life = bed.world.live();
-    let id = life.stopped();
-    let volume = plain(&life);
-    attach(&life, volume, id).unwrap();
-    until("its definition is known", || {
-        let definition = life.instance(id).record.definition.clone();
-        definition.is_some_and(|definition| definition.disks.len() == 2)
-    });
-    bed.world.control(json!({ "do": "undefine", "uuid": id }));
-    until("it is gone", || life.instance(id).domain.is_none());
-    assert_eq!(recorded(&life, volume, id), some("vdb"));
-    assert_eq!(detach(&life, volume).unwrap_err().errno(), libc::EBUSY);
-    life.state(id, State::Stopped).unwrap();
-    assert_eq!(devices(&life, volume, id).0, some("vdb"));
-    detach(&life, volume).unwrap();
 }
 
 /// The size that a guest was told of a disk.

@@ -1,6 +1,7 @@
 //! The workflow room against the simulated hypervisor: requests, operations, failures, crashes.
 
 mod attach;
+mod attached_outside;
 mod bin;
 mod boot;
 mod crash;
@@ -8,6 +9,7 @@ mod define_again;
 mod devices;
 mod disks;
 mod image;
+mod image_bin;
 mod keeper;
 mod kept;
 mod lab;
