@@ -2,7 +2,6 @@
 //! says so, has all its disks with their contents and nothing else, and the same request again leads to the end.
 
 use std::any::Any;
-use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,23 +12,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use instancefs::model::Class;
-use instancefs::model::caller::Caller;
-use instancefs::model::change::{ImageChange, InstanceChange};
+use instancefs::model::change::InstanceChange;
 use instancefs::model::instance::Word;
 use instancefs::model::reason::Reason;
 use instancefs::model::task::TaskState;
 use instancefs::model::volume::change::VolumeChange;
-use instancefs::store::power_loss::Moment;
 use instancefs::workflow::Engine;
 use instancefs::workflow::request::{Request, Submission, Wait};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::case::{Asked, Case};
 use super::devices::WiredDevices;
 use super::memory::{FileDisks, MemoryStore};
+use super::points::{Disturbance, MOMENTS, Point, beginnings, failures, seconds};
 use super::scene::{Scene, Words, errors_agree, is_at_rest};
-use super::wire::{Act, Failure, Kind, Step, Wire};
+use super::wire::{Act, Kind, Step, Wire};
 use super::wrappers::{WiredBlock, WiredHypervisor, WiredStore};
 use crate::lab::{DEADLINE, Life, World, alice, root, until};
 
@@ -38,96 +37,6 @@ const WORKERS: usize = 16;
 
 /// How soon what the hypervisor says is shown, at the latest.
 const SHOWN: Duration = Duration::from_secs(60);
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-pub enum Asked {
-    Instance(Vec<InstanceChange>),
-    Image(Vec<ImageChange>),
-    Volume(Vec<VolumeChange>),
-}
-
-impl Asked {
-    fn class(&self) -> Class {
-        match self {
-            Asked::Instance(_) => Class::Instance,
-            Asked::Image(_) => Class::Image,
-            Asked::Volume(_) => Class::Volume,
-        }
-    }
-
-    /// Who asks.
-    fn caller(&self) -> Caller {
-        match self {
-            Asked::Volume(changes) if changes.iter().any(|change| matches!(change, VolumeChange::LocalAttach(_))) => {
-                root()
-            }
-            Asked::Instance(_) | Asked::Image(_) | Asked::Volume(_) => alice(),
-        }
-    }
-
-    fn request(&self, id: Uuid) -> Request {
-        match self {
-            Asked::Instance(changes) => Request::Instance { id, changes: changes.clone() },
-            Asked::Image(changes) => Request::Image { id, changes: changes.clone() },
-            Asked::Volume(changes) => Request::Volume { id, changes: changes.clone() },
-        }
-    }
-
-    /// Whether it is also disturbed by what others ask for meanwhile: of volumes, where an instance is owned too.
-    fn meets_others(&self) -> bool {
-        match self {
-            Asked::Instance(_) => true,
-            Asked::Image(_) => false,
-            Asked::Volume(changes) => {
-                changes.iter().any(|change| matches!(change, VolumeChange::Attach { .. } | VolumeChange::Detach(_)))
-            }
-        }
-    }
-}
-
-/// One operation in one situation.
-pub struct Case {
-    /// Makes the object.
-    pub setup: fn(&Life<'_>) -> Uuid,
-    /// Begins the operation.
-    pub asked: Asked,
-    /// The state words before and after.
-    pub states: (&'static str, &'static str),
-    /// Root disks and seeds that the object has before and after.
-    pub disks: (usize, usize),
-    /// Parts of the request that are an end as well: what a failure of the rest leaves.
-    pub parts: Vec<Asked>,
-    /// Whether what a failure left, which is neither before nor after, is an end as well. The first scene is the one before.
-    pub between: fn(&Scene, &Scene) -> bool,
-    /// It matters how often the guest booted: it may not be started to be put back where it was.
-    pub counts_boots: bool,
-    /// The same request again changes nothing more.
-    pub settles: bool,
-}
-
-/// What disturbs.
-#[derive(Clone, Copy, Debug)]
-enum Disturbance {
-    Death(Moment),
-    Failure(Failure),
-    Lock,
-    Cancel,
-    Others,
-}
-
-/// One point: disturbances by step, in the operation's life and in the one that recovers it.
-#[derive(Clone, Debug, Default)]
-struct Point {
-    first: Vec<(usize, Disturbance)>,
-    recovery: Vec<(usize, Disturbance)>,
-}
-
-impl fmt::Display for Point {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:?}, in recovery {:?}", self.first, self.recovery)
-    }
-}
 
 /// What a point came to.
 struct Run {
@@ -491,49 +400,6 @@ fn again(case: &Case, reference: &Reference, bed: &Bed, life: &Life<'_>) {
     scene.unwrap_or_else(|scene| panic!("the same request again leads to\n{}", scene.difference(&reference.after)));
 }
 
-/// How a step can fail.
-fn failures(kind: Kind) -> Vec<Failure> {
-    match kind {
-        Kind::Hypervisor => vec![
-            Failure::Refused,
-            Failure::WrongState,
-            Failure::Lost { applied: false },
-            Failure::Lost { applied: true },
-        ],
-        Kind::Block => {
-            vec![Failure::NoSpace, Failure::Quota, Failure::Io { applied: false }, Failure::Io { applied: true }]
-        }
-        Kind::Commit => vec![Failure::NoSpace, Failure::Io { applied: false }],
-    }
-}
-
-const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
-
-/// The first disturbances: each kind at each step.
-fn beginnings(reference: &Reference, meets_others: bool) -> Vec<(usize, Disturbance)> {
-    let mut all = Vec::new();
-    for (index, step) in reference.steps.iter().enumerate() {
-        let at = index + 1;
-        all.extend(MOMENTS.map(|moment| (at, Disturbance::Death(moment))));
-        all.extend(failures(step.kind).into_iter().map(|failure| (at, Disturbance::Failure(failure))));
-        // The first commit is the claim: before it nothing runs that anybody could meet.
-        if at > 1 && meets_others {
-            all.extend([Disturbance::Lock, Disturbance::Cancel, Disturbance::Others].map(|what| (at, what)));
-        }
-    }
-    all
-}
-
-/// Which of `count` later steps are disturbed as well: all in a long run, else one, another for each second beginning.
-fn seconds(count: usize, seed: usize) -> Vec<usize> {
-    match (count, std::env::var_os("INSTANCEFS_LONG")) {
-        (0, _) => Vec::new(),
-        (_, Some(_)) => (0..count).collect(),
-        (_, None) if seed.is_multiple_of(2) => vec![(seed / 2).wrapping_mul(7919) % count],
-        (_, None) => Vec::new(),
-    }
-}
-
 /// All points that begin so. Each is counted.
 fn points_from(case: &Case, reference: &Reference, beginning: (usize, Disturbance), seed: usize, count: &AtomicUsize) {
     let attempt = |point: Point| {
@@ -578,7 +444,7 @@ pub fn campaign(name: &'static str, cases: &[Case]) {
     for case in cases {
         let reference = reference(case, super::table::row);
         assert_eq!(reference.row, name, "the case is in another row's place");
-        let beginnings = beginnings(&reference, case.asked.meets_others());
+        let beginnings = beginnings(&reference.steps, case.asked.meets_others());
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..WORKERS {

@@ -14,7 +14,8 @@ use instancefs::model::volume::{self, VolumeOperation};
 use instancefs::workflow::request::Request;
 use uuid::Uuid;
 
-use super::campaign::{Asked, Case, STOP_TIMEOUT, campaign, guests_write};
+use super::campaign::{STOP_TIMEOUT, campaign, guests_write};
+use super::case::{Asked, Case};
 use super::scene::Scene;
 use crate::lab::{Life, alice, root, until};
 use crate::volumes;
