@@ -123,7 +123,7 @@ impl Mount {
             pool: Pool::start()?,
             kernel: OnceLock::new(),
             stopping: AtomicBool::new(false),
-            lender: Lender::default(),
+            lender: Lender::new(),
         });
         let (stale, stale_names) = unbounded();
         let publisher = Arc::new(Publisher::new(edge.clone(), stale));
