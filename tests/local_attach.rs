@@ -336,6 +336,27 @@ fn after_a_restart_of_the_host_the_devices_are_there_again() {
 }
 
 #[test]
+fn a_device_that_somebody_takes_away_is_made_again() {
+    let host = Host::new();
+    for format in ["raw", "qcow2"] {
+        let id = host.volume(format);
+        let device = host.attach(id);
+        shell(&format!("mkfs.ext4 -q -L {format} {}", device.display()));
+        shell(&format!("losetup -d {}", device.display()));
+        // Its name may be the same one.
+        wait_until("it is there again", || {
+            let device = host.read(id, "local_device");
+            !device.is_empty() && host.loops().contains(&PathBuf::from(&device))
+        });
+        let device = host.device(id);
+        assert_eq!(shell(&format!("blkid -p -s LABEL -o value {}", device.display())), format);
+        host.set(id, "local_attach", "0");
+        wait_until("it is detached", || host.read(id, "state") == "available");
+        assert!(host.loops().is_empty());
+    }
+}
+
+#[test]
 fn the_example_makes_formats_mounts_and_takes_away_with_any_settle_window() {
     for options in [&[][..], &["--settle", "0s"]] {
         let host = Host { daemon: Daemon::start(options) };

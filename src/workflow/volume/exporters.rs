@@ -1,9 +1,10 @@
-//! Block devices of this host between the operations: made again after a restart of the host, and watched for the death of
-//! what exports them.
+//! Block devices of this host between the operations: made again after a restart of the host and if somebody took them
+//! away, and watched for the death of what exports them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
@@ -20,6 +21,9 @@ use crate::workflow::engine::Shared;
 use crate::workflow::events::Entry;
 use crate::workflow::ledger::{Batch, now};
 use crate::workflow::request::{Request, Submission, Wait};
+
+/// How soon it is noticed that somebody took a device away, in milliseconds: the kernel tells nobody whose it was.
+const LOOK_EVERY: u16 = 5000;
 
 /// Calls for the thread that watches. Without one nobody hears.
 pub(in crate::workflow) struct Calls(Option<EventFd>);
@@ -45,7 +49,7 @@ pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
     forget_devices_of_other_boots(shared);
     let shared = shared.clone();
     let spawned = thread::Builder::new().name("exporters".to_owned()).spawn(move || {
-        make_again(&shared);
+        make_again(&shared, recorded(&shared));
         watch(&shared);
     });
     if let Err(error) = spawned {
@@ -68,7 +72,7 @@ fn forget_devices_of_other_boots(shared: &Shared) {
     }
     let forget = move |batch: &mut Batch<'_>| {
         for (volume, local) in &gone {
-            edit(batch, volume.id, local, forget_device);
+            let _it_is_as_seen = edit(batch, volume.id, local, forget_device);
         }
     };
     if let Err(fault) = shared.edit(Arc::new(forget)) {
@@ -83,10 +87,10 @@ fn forget_device(volume: &mut Volume) {
     }
 }
 
-/// Has each device made again that is recorded and not there: the host has restarted, or somebody took it away.
-fn make_again(shared: &Arc<Shared>) {
+/// Has each of these devices made again that is not there: the host has restarted, or somebody took it away.
+fn make_again(shared: &Arc<Shared>, recorded: Vec<(Arc<Volume>, LocalAttachment)>) {
     let boot = shared.settings.clock.boot();
-    for (volume, local) in recorded(shared) {
+    for (volume, local) in recorded {
         let id = volume.id;
         let is_of_this_boot = local.boot_id == boot;
         let is_there = is_of_this_boot
@@ -102,9 +106,16 @@ fn make_again(shared: &Arc<Shared>) {
             // Which is a fault, and told as one.
             continue;
         }
-        let forget = move |batch: &mut Batch<'_>| edit(batch, id, &local, forget_device);
+        let is_as_seen = Arc::new(AtomicBool::new(false));
+        let found = is_as_seen.clone();
+        let forget =
+            move |batch: &mut Batch<'_>| found.store(edit(batch, id, &local, forget_device), Ordering::Release);
         if let Err(fault) = shared.edit(Arc::new(forget)) {
             log::warn!("the block device of {id} is not made again: {}", fault.reason());
+            continue;
+        }
+        // An operation has come in between, which may have taken it away.
+        if !is_as_seen.load(Ordering::Acquire) {
             continue;
         }
         shared.submit(Submission {
@@ -121,26 +132,32 @@ fn make_again(shared: &Arc<Shared>) {
     }
 }
 
-/// Changes a volume whose device is still this one and that no operation owns.
-fn edit(batch: &mut Batch<'_>, id: Uuid, local: &LocalAttachment, change: impl FnOnce(&mut Volume)) {
-    let Some(volume) = batch.volume(id) else { return };
+/// Changes a volume whose device is still this one and that no operation owns; whether it does.
+fn edit(batch: &mut Batch<'_>, id: Uuid, local: &LocalAttachment, change: impl FnOnce(&mut Volume)) -> bool {
+    let Some(volume) = batch.volume(id) else { return false };
     if volume.record.local.as_ref() != Some(local) || volume.record.operation.is_some() {
-        return;
+        return false;
     }
     let mut volume = (*volume).clone();
     change(&mut volume);
     volume.record.updated_at = now();
     batch.put(Object::Volume(Arc::new(volume)));
+    true
 }
 
-/// Waits for the end of exporters, and tells of those that nobody asked to end.
+/// Waits for the end of exporters, and tells of those that nobody asked to end; looks after the devices meanwhile.
 fn watch(shared: &Arc<Shared>) {
     let Some(calls) = &shared.exporters.0 else { return };
     let mut watched: BTreeMap<Uuid, (Exporter, OwnedFd)> = BTreeMap::new();
     while !shared.gate.stopping() {
         let boot = shared.settings.clock.boot();
-        let recorded = recorded(shared).into_iter().filter(|(_, local)| local.boot_id == boot);
+        let recorded = recorded(shared);
+        // What could not be made again is not tried for ever.
+        let shown: Vec<_> = recorded.iter().filter(|(_, local)| local.device.is_some()).cloned().collect();
+        let patience = if shown.is_empty() { PollTimeout::NONE } else { PollTimeout::from(LOOK_EVERY) };
         let wanted: BTreeMap<_, _> = recorded
+            .into_iter()
+            .filter(|(_, local)| local.boot_id == boot)
             .filter_map(|(volume, local)| local.exporter.clone().map(|exporter| (volume.id, (exporter, volume, local))))
             .collect();
         watched.retain(|id, (exporter, _)| wanted.get(id).is_some_and(|(wanted, ..)| wanted == exporter));
@@ -161,7 +178,8 @@ fn watch(shared: &Arc<Shared>) {
                 .chain(descriptors)
                 .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
                 .collect();
-            match poll(&mut polled, PollTimeout::NONE) {
+            match poll(&mut polled, patience) {
+                Ok(0) => make_again(shared, shown),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => {
                     log::error!("nobody watches over exporters of volumes any more: {error}");
@@ -191,7 +209,7 @@ fn tell(shared: &Arc<Shared>, volume: &Volume, local: LocalAttachment, exporter:
     log::error!("volume {id}: {fault}");
     let told = fault.clone();
     let record = move |batch: &mut Batch<'_>| {
-        edit(batch, id, &local, |volume| volume.record.fault = Some(told.clone()));
+        let _it_is_as_seen = edit(batch, id, &local, |volume| volume.record.fault = Some(told.clone()));
     };
     if let Err(error) = shared.edit(Arc::new(record)) {
         log::error!("the fault of {id} is not recorded: {}", error.reason());
