@@ -39,6 +39,8 @@ use crate::workflow::uptime::SystemClock;
 
 /// How often all domains are looked at, should an event have been lost.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the block devices of volumes are looked at, should somebody have taken one away.
+const DEVICE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many drafts a user may have.
 const DRAFTS_PER_USER: usize = 100;
 /// Operations that copy a lot of data at once.
@@ -259,6 +261,7 @@ impl Daemon {
                 retention: settings.retention,
                 clock: Arc::new(SystemClock),
                 drafts_per_user: DRAFTS_PER_USER,
+                device_interval: DEVICE_INTERVAL,
                 console_token_lifetime: TOKEN_LIFETIME,
                 copies_at_once: COPIES_AT_ONCE,
                 shelved_offload_time: settings.shelved_offload_time,

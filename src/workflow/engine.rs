@@ -80,6 +80,8 @@ pub struct Settings {
     pub clock: Arc<dyn Clock>,
     /// How many drafts a user may have.
     pub drafts_per_user: usize,
+    /// How soon it is noticed that somebody took a block device away: the kernel tells nobody whose it was.
+    pub device_interval: Duration,
     /// How long an unused console token holds.
     pub console_token_lifetime: Duration,
     /// How many operations copy a lot of data at once.

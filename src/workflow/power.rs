@@ -81,10 +81,7 @@ fn started() -> Ending {
 
 /// ACPI shutdown, repeated, then power off. A guest that cannot hear ACPI is powered off at once.
 pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
-    let timeout = u64::from(run.instance()?.record.stop_timeout_seconds);
-    // Counted from the beginning of the operation, which may have been in an earlier life of the program.
-    let left = timeout.saturating_sub(now().saturating_sub(run.started_at));
-    let deadline = Instant::now() + Duration::from_secs(left);
+    let deadline = deadline(run)?;
     let mut refusals = 0;
     while let Some(domain) = run.look()? {
         if !is_active(&domain) {
@@ -121,6 +118,29 @@ pub(super) fn stop(run: &Run) -> Result<Ending, Halt> {
     Ok(Ending::Instance(Box::new(|instance: &mut Instance| {
         instance.record.crashed = acknowledged(instance.domain.as_ref());
     })))
+}
+
+/// Until when a guest may take to shut down. Counted from the beginning of the operation, which may have been in an earlier
+/// life of the program.
+fn deadline(run: &Run) -> Result<Instant, Halt> {
+    let timeout = u64::from(run.instance()?.record.stop_timeout_seconds);
+    let left = timeout.saturating_sub(now().saturating_sub(run.started_at));
+    Ok(Instant::now() + Duration::from_secs(left))
+}
+
+/// Waits while a guest that was asked to shut down may yet do so: that cannot be taken back.
+pub(super) fn await_shutdown(run: &Run) -> Result<(), Halt> {
+    let deadline = deadline(run)?;
+    let is_off = |domain: Option<&Domain>| domain.is_none_or(|domain| !is_active(domain));
+    loop {
+        if run.shared.gate.stopping() {
+            return Err(Halt::Stopped);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || run.shared.parts.reconciler.wait_for(run.object, left.min(SLICE), &is_off) {
+            return Ok(());
+        }
+    }
 }
 
 /// Guests whose CPUs stand still because of an error never hear of a shutdown.

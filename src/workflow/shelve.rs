@@ -140,7 +140,11 @@ fn can_be_put_away(domain: &Domain) -> Result<(), Halt> {
 
 /// Autostart as it was, and the guest running if it ran and nobody but us has stopped it.
 pub(super) fn undo_put_away(run: &Run, autostart: bool, was_running: bool) -> Result<(), Halt> {
-    let stopped_by_us = run.has_begun(power::SHUTDOWN)? || run.has_begun(power::POWER_OFF)?;
+    let was_asked = run.has_begun(power::SHUTDOWN)?;
+    let stopped_by_us = was_asked || run.has_begun(power::POWER_OFF)?;
+    if was_running && was_asked {
+        power::await_shutdown(run)?;
+    }
     for _ in 0..UNDO_TRIES {
         let Some(domain) = run.look()? else { return Ok(()) };
         let mut undone = Ok(());

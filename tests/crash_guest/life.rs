@@ -171,6 +171,7 @@ pub fn live(order: &Order<'_>) -> ! {
         retention: None,
         clock: Arc::new(SystemClock),
         drafts_per_user: 100,
+        device_interval: Duration::MAX,
         console_token_lifetime: DEADLINE,
         copies_at_once: 1,
         shelved_offload_time: None,

@@ -39,8 +39,8 @@ pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
     let shared = shared.clone();
     let spawned = thread::Builder::new().name("kept-links".to_owned()).spawn(move || {
         let (due, watched) = (BTreeSet::new(), BTreeSet::new());
-        let (told, unsuitable) = (HashMap::new(), HashSet::new());
-        Keeper { shared, due, watched, told, unsuitable, mount_points: Vec::new() }.run(&changes);
+        let (suspects, told, unsuitable) = (HashSet::new(), HashMap::new(), HashSet::new());
+        Keeper { shared, due, watched, suspects, told, unsuitable, mount_points: Vec::new() }.run(&changes);
     });
     if let Err(error) = spawned {
         log::error!("no thread keeps links of protected disks: {error}");
@@ -53,6 +53,8 @@ struct Keeper {
     due: BTreeSet<Uuid>,
     /// To be looked at every now and then, see [`AFTERMATH_SECONDS`].
     watched: BTreeSet<Uuid>,
+    /// Links whose disk was gone, or another file, at the last look.
+    suspects: HashSet<PathBuf>,
     /// The troubles that were told, so that each is told once while it lasts.
     told: HashMap<Uuid, BTreeSet<String>>,
     /// File systems without such links, which the log was told of.
@@ -158,15 +160,17 @@ impl Keeper {
     }
 
     /// Looks at a recorded link. An error is a trouble to be told.
-    fn judge(&self, instance: &Instance, link: &KeptLink, is_wanted: bool) -> Result<(), String> {
+    fn judge(&mut self, instance: &Instance, link: &KeptLink, is_wanted: bool) -> Result<(), String> {
         let id = instance.id;
         let kept = file::look(&link.link).map_err(|error| error.to_string())?;
         if !matches!(kept, Found::File { inode, .. } if inode == link.inode) {
             log::info!("the link {} of {id} is gone", link.link.display());
+            self.suspects.remove(&link.link);
             return self.edit(forgetting(id, link));
         }
         let disk = file::look(&link.path).map_err(|error| error.to_string())?;
         if disk == kept {
+            self.suspects.remove(&link.link);
             if !is_wanted {
                 return match file::remove(&link.path, &link.link, link.inode).map_err(|error| error.to_string())? {
                     Removal::Gone => self.edit(forgetting(id, link)),
@@ -180,6 +184,11 @@ impl Keeper {
             return file::restore(&link.path, &link.link, link.inode).map(drop).map_err(|error| error.to_string());
         }
         if !link.is_told {
+            // That its domain was undefined before may be on its way to us still, and then this is no matter of ours.
+            if is_wanted && self.suspects.insert(link.link.clone()) {
+                self.watched.insert(id);
+                return Ok(());
+            }
             self.mark(id, link, true)?;
             self.tell(id, &last_name(id, link));
         }

@@ -22,9 +22,6 @@ use crate::workflow::events::Entry;
 use crate::workflow::ledger::{Batch, now};
 use crate::workflow::request::{Request, Submission, Wait};
 
-/// How soon it is noticed that somebody took a device away, in milliseconds: the kernel tells nobody whose it was.
-const LOOK_EVERY: u16 = 5000;
-
 /// Calls for the thread that watches. Without one nobody hears.
 pub(in crate::workflow) struct Calls(Option<EventFd>);
 
@@ -154,7 +151,7 @@ fn watch(shared: &Arc<Shared>) {
         let recorded = recorded(shared);
         // What could not be made again is not tried for ever.
         let shown: Vec<_> = recorded.iter().filter(|(_, local)| local.device.is_some()).cloned().collect();
-        let patience = if shown.is_empty() { PollTimeout::NONE } else { PollTimeout::from(LOOK_EVERY) };
+        let patience = PollTimeout::try_from(shared.settings.device_interval).ok().filter(|_| !shown.is_empty());
         let wanted: BTreeMap<_, _> = recorded
             .into_iter()
             .filter(|(_, local)| local.boot_id == boot)
@@ -178,7 +175,7 @@ fn watch(shared: &Arc<Shared>) {
                 .chain(descriptors)
                 .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
                 .collect();
-            match poll(&mut polled, patience) {
+            match poll(&mut polled, patience.unwrap_or(PollTimeout::NONE)) {
                 Ok(0) => make_again(shared, shown),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => {
