@@ -1,15 +1,20 @@
 //! The commit of a draft: its data checked and hashed.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
-use super::follower::{Holes, PART, Part};
+use super::follower::{Bytes, Holes, PART, Part, read};
 use super::{Draft, Fingerprint};
 use crate::image::inspect::{Refusal, inspect};
 use crate::image::{Format, Inspected, qemu_img};
 
-/// What a commit hashes between two looks at whether it is still wanted.
+/// What a commit hashes before it shows its progress again, and between two looks at whether it is still wanted.
 const STEP: u64 = 4 << 20;
+/// Parts that are read ahead.
+const BUFFERS: usize = 4;
 
 /// What a commit found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,20 +153,71 @@ impl Draft {
             // Somebody else has cut the file, which says that the hash is of other bytes.
             running.restart();
         }
-        let mut buffer = vec![0; PART];
-        while running.hashed() < length {
-            if cancelled() {
-                return Err(CommitError::Cancelled);
+        let start = running.hashed();
+        let mut shown = start;
+        thread::scope(|scope| {
+            // One processor reads while another one hashes.
+            let (filled, to_hash) = sync_channel(BUFFERS);
+            let (hashed, to_fill) = channel();
+            let read = move || read_all(&self.file, start..length, &to_fill, &filled);
+            thread::Builder::new().name("draft-read".to_owned()).spawn_scoped(scope, read)?;
+            for _ in 0..BUFFERS {
+                // Its receiver goes with the reader, who says why.
+                let _reader_ended = hashed.send(vec![0; PART]);
             }
-            let part = Part { end: length.min(running.hashed() + STEP), holes: Holes::Unknown };
-            running.advance(&self.file, &part, &mut buffer).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => CommitError::Changed,
-                _ => CommitError::Io(error),
-            })?;
-            // At most 100: the quotient is at most 1.
-            progress((u128::from(running.hashed()) * 100 / u128::from(length)) as u8);
-        }
+            while running.hashed() < length {
+                if cancelled() {
+                    return Err(CommitError::Cancelled);
+                }
+                let died = || io::Error::other("the thread that reads the draft has died");
+                let (bytes, buffer): (Bytes, Vec<u8>) =
+                    to_hash.recv().unwrap_or_else(|_| Err(died())).map_err(of_read)?;
+                match bytes {
+                    Bytes::Zeros(count) => running.take_zeros(count),
+                    Bytes::Data(count) => running.take(&buffer[..count]),
+                }
+                let _reader_ended = hashed.send(buffer);
+                if running.hashed() - shown >= STEP {
+                    shown = running.hashed();
+                    // At most 100: the quotient is at most 1.
+                    progress((u128::from(shown) * 100 / u128::from(length)) as u8);
+                }
+            }
+            Ok(())
+        })?;
         Ok(running.digest())
+    }
+}
+
+/// Reads a range, at most [`STEP`] at a time, into buffers that come back. Ends early if nobody wants the rest.
+fn read_all(
+    file: &File,
+    range: Range<u64>,
+    to_fill: &Receiver<Vec<u8>>,
+    filled: &SyncSender<io::Result<(Bytes, Vec<u8>)>>,
+) {
+    let mut at = range.start;
+    while at < range.end
+        && let Ok(mut buffer) = to_fill.recv()
+    {
+        let part = Part { end: range.end.min(at + STEP), holes: Holes::Unknown };
+        let result = read(file, at, &part, &mut buffer);
+        at += match result {
+            Ok(Bytes::Zeros(count)) => count,
+            Ok(Bytes::Data(count)) => count as u64,
+            // Which is the last that is sent.
+            Err(_) => u64::MAX - at,
+        };
+        if filled.send(result.map(|bytes| (bytes, buffer))).is_err() {
+            return;
+        }
+    }
+}
+
+fn of_read(error: io::Error) -> CommitError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => CommitError::Changed,
+        _ => CommitError::Io(error),
     }
 }
 

@@ -195,6 +195,39 @@ pub enum Holes {
     Unknown,
 }
 
+/// What was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    /// So many bytes are in the buffer.
+    Data(usize),
+    /// So many bytes are a hole.
+    Zeros(u64),
+}
+
+/// Reads what lies at `at`, before the end of a part: some data, or a hole as far as it reaches. `UnexpectedEof` if the file
+/// ends before.
+pub fn read(file: &File, at: u64, part: &Part, buffer: &mut [u8]) -> io::Result<Bytes> {
+    let rest = part.end.saturating_sub(at);
+    let data = match part.holes {
+        Holes::None => at,
+        // A disk that knows no holes has none; what lies after the last data is a hole.
+        Holes::Unknown => find(file, at, Find::Data).unwrap_or(Some(at)).unwrap_or(u64::MAX),
+    };
+    let hole = data.saturating_sub(at).min(rest);
+    if hole > 0 {
+        return Ok(Bytes::Zeros(hole));
+    }
+    let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+    loop {
+        match file.read_at(&mut buffer[..wanted], at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => return Ok(Bytes::Data(count)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Covers the bytes `[0, hashed)`, as they were in its generation.
 #[derive(Default)]
 pub struct Running {
@@ -223,32 +256,22 @@ impl Running {
     /// Reads and hashes a part; `UnexpectedEof` if the file ends before. After an error it covers what `hashed` says.
     pub fn advance(&mut self, file: &File, part: &Part, buffer: &mut [u8]) -> io::Result<()> {
         while self.hashed < part.end {
-            let rest = part.end - self.hashed;
-            let data = match part.holes {
-                Holes::None => self.hashed,
-                // A disk that knows no holes has none; what lies after the last data is a hole.
-                Holes::Unknown => find(file, self.hashed, Find::Data).unwrap_or(Some(self.hashed)).unwrap_or(u64::MAX),
-            };
-            let hole = data.saturating_sub(self.hashed).min(rest);
-            if hole > 0 {
-                self.take_zeros(hole);
-                continue;
-            }
-            let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
-            match file.read_at(&mut buffer[..wanted], self.hashed) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    self.hash.update(&buffer[..count]);
-                    self.hashed += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            match read(file, self.hashed, part, buffer)? {
+                Bytes::Zeros(count) => self.take_zeros(count),
+                Bytes::Data(count) => self.take(&buffer[..count]),
             }
         }
         Ok(())
     }
 
-    fn take_zeros(&mut self, count: u64) {
+    /// Hashes the bytes that follow.
+    pub fn take(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.hashed += bytes.len() as u64;
+    }
+
+    /// Hashes zeros that follow.
+    pub fn take_zeros(&mut self, count: u64) {
         let mut rest = count;
         while rest > 0 {
             let part = rest.min(ZEROS.len() as u64);
