@@ -11,9 +11,9 @@ from pathlib import Path
 class Tree:
     """A tree in a directory of its own; unmounted and removed on leaving."""
 
-    def __init__(self, program: Path, host: str = "simulated:{}/simulated"):
-        """A host as --connect names it; {} stands for the directory."""
-        self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir="/var/tmp"))
+    def __init__(self, program: Path, host: str = "simulated:{}/simulated", place: Path = Path("/var/tmp")):
+        """A host as --connect names it; {} stands for the tree's directory, which is made in a place."""
+        self.directory = Path(tempfile.mkdtemp(prefix="instancefs-bench.", dir=place))
         self.directory.chmod(0o711)
         self.root = self.directory / "tree"
         self.root.mkdir()
