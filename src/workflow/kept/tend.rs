@@ -39,7 +39,7 @@ pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
     let shared = shared.clone();
     let spawned = thread::Builder::new().name("kept-links".to_owned()).spawn(move || {
         let (due, watched) = (BTreeSet::new(), BTreeSet::new());
-        let (suspects, told, unsuitable) = (HashSet::new(), HashMap::new(), HashSet::new());
+        let (suspects, told, unsuitable) = (HashMap::new(), HashMap::new(), HashSet::new());
         Keeper { shared, due, watched, suspects, told, unsuitable, mount_points: Vec::new() }.run(&changes);
     });
     if let Err(error) = spawned {
@@ -53,8 +53,8 @@ struct Keeper {
     due: BTreeSet<Uuid>,
     /// To be looked at every now and then, see [`AFTERMATH_SECONDS`].
     watched: BTreeSet<Uuid>,
-    /// Links whose disk was gone, or another file, at the last look.
-    suspects: HashSet<PathBuf>,
+    /// By instance the links whose disk is gone, or another file, and since when that is seen.
+    suspects: HashMap<Uuid, HashMap<PathBuf, Instant>>,
     /// The troubles that were told, so that each is told once while it lasts.
     told: HashMap<Uuid, BTreeSet<String>>,
     /// File systems without such links, which the log was told of.
@@ -104,6 +104,7 @@ impl Keeper {
         let _hold = shared.holds.hold(id);
         let Some(instance) = self.instance(id).filter(|instance| concerns(instance)) else {
             self.told.remove(&id);
+            self.suspects.remove(&id);
             return;
         };
         if moves_disks(&instance) {
@@ -165,12 +166,13 @@ impl Keeper {
         let kept = file::look(&link.link).map_err(|error| error.to_string())?;
         if !matches!(kept, Found::File { inode, .. } if inode == link.inode) {
             log::info!("the link {} of {id} is gone", link.link.display());
-            self.suspects.remove(&link.link);
             return self.edit(forgetting(id, link));
         }
         let disk = file::look(&link.path).map_err(|error| error.to_string())?;
         if disk == kept {
-            self.suspects.remove(&link.link);
+            if let Some(suspects) = self.suspects.get_mut(&id) {
+                suspects.remove(&link.link);
+            }
             if !is_wanted {
                 return match file::remove(&link.path, &link.link, link.inode).map_err(|error| error.to_string())? {
                     Removal::Gone => self.edit(forgetting(id, link)),
@@ -185,7 +187,8 @@ impl Keeper {
         }
         if !link.is_told {
             // That its domain was undefined before may be on its way to us still, and then this is no matter of ours.
-            if is_wanted && self.suspects.insert(link.link.clone()) {
+            let since = *self.suspects.entry(id).or_default().entry(link.link.clone()).or_insert_with(Instant::now);
+            if is_wanted && since.elapsed() < PAUSE {
                 self.watched.insert(id);
                 return Ok(());
             }
