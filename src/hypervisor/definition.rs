@@ -77,12 +77,27 @@ fn network(devices: Option<Node>) -> Option<Network> {
     }
 }
 
-/// The hardware addresses of the network cards, in lower case.
-pub(super) fn mac_addresses(xml: &str) -> Vec<String> {
+/// A network card of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Card {
+    /// Its hardware address, in lower case.
+    pub mac_address: String,
+    /// The bridge of the host that it is connected to, also by way of a libvirt network; `None` if there is none.
+    pub bridge: Option<String>,
+}
+
+/// The network cards that have a hardware address.
+pub(super) fn cards(xml: &str) -> Vec<Card> {
     let Ok(document) = document(xml) else { return Vec::new() };
     let devices = child(document.root_element(), "devices");
     let interfaces = devices.into_iter().flat_map(|devices| elements(devices, "interface"));
-    interfaces.filter_map(|card| child(card, "mac")?.attribute("address").map(str::to_ascii_lowercase)).collect()
+    let card = |interface| {
+        Some(Card {
+            mac_address: child(interface, "mac")?.attribute("address")?.to_ascii_lowercase(),
+            bridge: child(interface, "source").and_then(|source| source.attribute("bridge")).map(str::to_owned),
+        })
+    };
+    interfaces.filter_map(card).collect()
 }
 
 fn disks(devices: Node) -> Vec<DefinedDisk> {
@@ -304,6 +319,21 @@ mod tests {
         for other in [&bridge.repeat(2), "<interface type='direct'/>", "<interface type='bridge'/>", "<interface/>"] {
             assert_eq!(network(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_card_is_on_a_bridge_directly_or_by_a_network() {
+        let xml = "<domain><devices>
+            <interface type='bridge'><mac address='52:54:00:AA:00:01'/><source bridge='br0'/></interface>
+            <interface type='network'><mac address='a'/><source network='default' bridge='virbr0'/></interface>
+            <interface type='user'><mac address='b'/></interface>
+            <interface type='user'/>
+            </devices></domain>";
+        let on = |mac_address: &str, bridge: Option<&str>| Card {
+            mac_address: mac_address.to_owned(),
+            bridge: bridge.map(str::to_owned),
+        };
+        assert_eq!(cards(xml), [on("52:54:00:aa:00:01", Some("br0")), on("a", Some("virbr0")), on("b", None)]);
     }
 
     #[test]

@@ -21,10 +21,24 @@ impl Guests {
             .filter(|pid: &u32| Path::new(&format!("/proc/{pid}")).exists())
             .collect()
     }
+
+    /// What they said last: why a test waited in vain.
+    fn show_consoles(&self) {
+        for entry in fs::read_dir(self.0.join("consoles")).into_iter().flatten().filter_map(Result::ok) {
+            let Ok(log) = fs::read(entry.path()) else { continue };
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(30)..];
+            eprintln!("{}:\n{}", entry.path().display(), last.join("\n"));
+        }
+    }
 }
 
 impl Drop for Guests {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.show_consoles();
+        }
         for pid in self.pids() {
             signal(pid, libc::SIGKILL);
         }

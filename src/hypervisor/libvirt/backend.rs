@@ -382,7 +382,7 @@ impl Hypervisor for Libvirt {
                     return Ok(Vec::new());
                 }
                 let xml = domain.xml_desc(0)?;
-                Ok(neighbours::of(&definition::mac_addresses(&xml)))
+                Ok(neighbours::of(&definition::cards(&xml)))
             }
         })
     }
