@@ -79,7 +79,16 @@ impl Ledger {
     /// Runs `edit` on a batch, stores what it put, and makes everything visible at once. On an error nothing changed.
     /// A batch that put nothing costs no commit.
     pub fn transact<T>(&self, edit: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, StoreError> {
-        let mut state = self.state.lock();
+        self.carry_out(&mut self.state.lock(), edit)
+    }
+
+    /// As [`Ledger::transact`], but `None`, and nothing happened, while another batch is being stored: for whoever has
+    /// better things to do than to wait for a disk.
+    pub fn try_transact<T>(&self, edit: impl FnOnce(&mut Batch<'_>) -> T) -> Option<Result<T, StoreError>> {
+        Some(self.carry_out(&mut *self.state.try_lock()?, edit))
+    }
+
+    fn carry_out<T>(&self, state: &mut State, edit: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, StoreError> {
         let mut batch = Batch {
             inventory: &self.inventory,
             staged: HashMap::new(),
@@ -290,5 +299,22 @@ impl Batch<'_> {
         let number = self.next_number;
         self.next_number += 1;
         number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::SqliteStore;
+
+    #[test]
+    fn who_does_not_want_to_wait_is_told_that_another_batch_is_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("store.sqlite")).unwrap();
+        let ledger = Ledger::open(Arc::new(store), Arc::default()).unwrap();
+        let meanwhile = ledger.transact(|_| ledger.try_transact(|_| ()).is_none()).unwrap();
+        assert!(meanwhile);
+        assert_eq!(ledger.try_transact(|batch| batch.next_number()).unwrap().unwrap(), FIRST_NUMBER);
+        assert_eq!(ledger.transact(|batch| batch.next_number()).unwrap(), FIRST_NUMBER + 1);
     }
 }

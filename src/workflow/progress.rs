@@ -28,16 +28,16 @@ impl<'a> Progress<'a> {
     pub(super) fn show(&self, percent: u8) {
         let mut shown = self.shown.lock();
         let percent = percent.min(MOST);
-        if percent > shown.0 && shown.1.elapsed() >= EVERY {
+        if percent > shown.0 && shown.1.elapsed() >= EVERY && show(self.run, percent) {
             *shown = (percent, Instant::now());
-            show(self.run, percent);
         }
     }
 }
 
-fn show(run: &Run, percent: u8) {
+/// Not while a batch is being stored: the work would wait for it, and on a busy disk that takes a while.
+fn show(run: &Run, percent: u8) -> bool {
     let (id, object) = (run.id, run.object);
-    let shown = run.shared.parts.ledger.transact(|batch| {
+    let shown = run.shared.parts.ledger.try_transact(|batch| {
         if let Some(task) = batch.task(id) {
             let mut task = (*task).clone();
             task.record.progress = percent;
@@ -63,7 +63,12 @@ fn show(run: &Run, percent: u8) {
             batch.show(Object::Volume(Arc::new(volume)));
         }
     });
-    if let Err(error) = shown {
-        log::debug!("progress of {} is not shown: {error}", run.id);
+    match shown {
+        None => false,
+        Some(Ok(())) => true,
+        Some(Err(error)) => {
+            log::debug!("progress of {} is not shown: {error}", run.id);
+            true
+        }
     }
 }
