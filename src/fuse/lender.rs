@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-/// Microseconds. What a write into the page cache takes, and more: by waiting for that of the write before, the next one
-/// needs no queue and no copy of its bytes. Others wait no longer for their answers than for such a write.
-const SOON_BACK: u64 = 150;
+/// Microseconds. What a write into the page cache takes, also if its bytes are in another processor's cache: by waiting
+/// for that of the write before, the next one needs no queue and no copy of its bytes. Others wait no longer for their
+/// answers than for such a write.
+const SOON_BACK: u64 = 300;
 
 /// No thread is lent.
 const NONE: u64 = 0;
