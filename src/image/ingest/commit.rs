@@ -6,15 +6,18 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
-use super::follower::{Bytes, Holes, PART, Part, read};
+use super::follower::{Bytes, Holes, Part, read};
 use super::{Draft, Fingerprint};
 use crate::image::inspect::{Refusal, inspect};
 use crate::image::{Format, Inspected, qemu_img};
 
 /// What a commit hashes before it shows its progress again, and between two looks at whether it is still wanted.
 const STEP: u64 = 4 << 20;
-/// Parts that are read ahead.
-const BUFFERS: usize = 4;
+/// What is read at a time. The two threads wake each other for each, so it is as large as the caches that they share
+/// bear; hashing took 5 % longer with a quarter of it.
+const BUFFER: usize = 1 << 20;
+/// How many are read ahead.
+const BUFFERS: usize = 3;
 
 /// What a commit found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +166,7 @@ impl Draft {
             thread::Builder::new().name("draft-read".to_owned()).spawn_scoped(scope, read)?;
             for _ in 0..BUFFERS {
                 // Its receiver goes with the reader, who says why.
-                let _reader_ended = hashed.send(vec![0; PART]);
+                let _reader_ended = hashed.send(vec![0; BUFFER]);
             }
             while running.hashed() < length {
                 if cancelled() {
