@@ -7,6 +7,8 @@ mod bridge;
 #[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "libvirt_backend/daemon.rs"]
 mod host;
+#[path = "guest/libvirt_network.rs"]
+mod libvirt_network;
 #[path = "guest/network.rs"]
 mod network;
 #[path = "guest/shelf.rs"]

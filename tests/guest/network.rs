@@ -9,6 +9,7 @@ use std::{env, fs};
 use uuid::Uuid;
 
 use crate::bridge::Bridge;
+use crate::libvirt_network::LibvirtNetwork;
 use crate::support::{Daemon, errno};
 use crate::{Guests, console, long_wait, wait_command};
 
@@ -109,6 +110,46 @@ fn from_an_image_file_to_ssh_and_to_a_larger_guest() {
     let refused = daemon.write(file("state"), "active");
     assert_eq!(errno(refused), libc::EINVAL);
     assert!(daemon.read(file("last_error")).contains(&format!("no bridge {missing}")));
+    assert!(daemon.stop(), "a clean end");
+}
+
+#[test]
+fn a_network_of_libvirt_tells_the_address_and_without_it_nothing_starts() {
+    let Some(network) = LibvirtNetwork::new("a network of libvirt") else { return };
+    let mut daemon = Daemon::start_with(&network.socket(), &[]);
+    let key = key(daemon.scratch());
+    let written = format!("network:{}", network.name);
+
+    let output = session(&daemon, "leased", &key, &written);
+    assert!(text(&output).contains("inside leased: leased was here"), "{}", text(&output));
+    let id = named(&daemon, "leased");
+    let file = |name: &str| format!("instances/{id}/{name}");
+    assert_eq!(daemon.read(file("network")), written);
+    assert!(daemon.read(file("addresses")).starts_with(&network.prefix), "{}", daemon.read(file("addresses")));
+    daemon.set(file("state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+    assert_eq!(daemon.read(file("addresses")), "");
+
+    assert!(network.stop().status.success());
+    assert_eq!(errno(daemon.write(file("state"), "active")), libc::EINVAL);
+    let said = daemon.read(file("last_error"));
+    assert!(said.contains(&network.name) && said.contains("virsh net-start"), "{said}");
+    assert_eq!(daemon.read(file("state")), "stopped");
+    assert!(network.start().status.success());
+    daemon.set(file("state"), "active");
+    wait_command(&daemon, id, "active");
+    daemon.set(file("state"), "stopped");
+    wait_command(&daemon, id, "stopped");
+
+    let draft = Uuid::new_v4();
+    let file = |name: &str| format!("instances/{draft}/{name}");
+    fs::create_dir(daemon.path(format!("instances/{draft}"))).expect("a draft");
+    daemon.set(file("image"), &daemon.read(format!("instances/{id}/image")));
+    daemon.set(file("network"), "network:nonesuch");
+    assert_eq!(errno(daemon.write(file("state"), "active")), libc::EINVAL);
+    let said = daemon.read(file("last_error"));
+    assert!(said.contains("'nonesuch'") && said.contains("virsh net-list"), "{said}");
+    assert_eq!(daemon.read(file("state")), "draft", "nothing of it is left");
     assert!(daemon.stop(), "a clean end");
 }
 

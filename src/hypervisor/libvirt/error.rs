@@ -1,6 +1,6 @@
 //! libvirt's errors as [`HypervisorError`], by their codes.
 
-use virt::error::{Error, ErrorNumber};
+use virt::error::{Error, ErrorDomain, ErrorNumber};
 
 use crate::hypervisor::HypervisorError;
 
@@ -8,6 +8,10 @@ use crate::hypervisor::HypervisorError;
 pub(super) fn definite(error: &Error) -> Option<HypervisorError> {
     let message = || error.message().to_owned();
     match error.code().known()? {
+        ErrorNumber::NoNetwork => Some(HypervisorError::InvalidState(of_network(error))),
+        ErrorNumber::OperationInvalid if error.domain().known() == Some(ErrorDomain::Network) => {
+            Some(HypervisorError::InvalidState(of_network(error)))
+        }
         ErrorNumber::NoDomain => Some(HypervisorError::NoDomain),
         ErrorNumber::OperationInvalid => Some(HypervisorError::InvalidState(message())),
         ErrorNumber::DomExist => Some(HypervisorError::Exists(message())),
@@ -17,6 +21,11 @@ pub(super) fn definite(error: &Error) -> Option<HypervisorError> {
         | ErrorNumber::OperationUnsupported => Some(HypervisorError::Unsupported(message())),
         _ => None,
     }
+}
+
+/// Why a guest cannot have its network, one of libvirt's.
+fn of_network(error: &Error) -> String {
+    format!("{}; virsh net-list --all shows the host's networks, and virsh net-start starts one", error.message())
 }
 
 /// The code says that the driver does not know a flag.
