@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -300,4 +300,11 @@ fn an_ordinary_user_is_told_what_that_means() {
     command.args(["--connect", "test:///default", "--state-dir"]).arg(place.path().join("state"));
     let findings = ask(command.uid(STRANGER).gid(STRANGER).current_dir("/"));
     findings.fails("state directory", "may not make it", "mount as root");
+
+    if fs::metadata("/dev/kvm").is_ok_and(|device| device.mode() & 0o006 == 0) {
+        let mut command = doctor(&program);
+        command.env_remove("INSTANCEFS_ACCELERATOR").args(["--connect", "test:///default", "--state-dir"]);
+        let findings = ask(command.arg(home.join("state")).uid(STRANGER).gid(STRANGER).current_dir("/"));
+        findings.warns("KVM", "you may not open /dev/kvm", "adduser");
+    }
 }

@@ -99,6 +99,10 @@ fn acceleration(profile: &Profile) -> Finding {
             "switch virtualisation on in the firmware or the outer host; then: modprobe kvm_intel, or kvm_amd",
         );
     }
+    if let Some(remedy) = accelerator::closed_to_us() {
+        let words = format!("you may not open {}, so guests are emulated (TCG), which is slow", accelerator::DEVICE);
+        return Finding::warn(WHAT, words, remedy);
+    }
     match accelerator::probe(profile, Accelerator::Kvm) {
         Ok(()) => Finding::ok(WHAT, "works: a boot sector ran on it"),
         Err(reason) => Finding::warn(

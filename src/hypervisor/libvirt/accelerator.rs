@@ -101,8 +101,8 @@ pub fn probe_remembered(profile: &Profile, state_dir: &Path) -> Accelerator {
     accelerator
 }
 
-/// What opens the device to an ordinary user; `None` if it is open, or we are root.
-fn closed_to_us() -> Option<String> {
+/// What opens [`DEVICE`] to an ordinary user; `None` if it is open, or we are root.
+pub fn closed_to_us() -> Option<String> {
     let privilege = Privilege::of_this_process();
     let opened = File::options().read(true).write(true).open(DEVICE);
     let is_denied = opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
