@@ -117,9 +117,12 @@ impl Schedule {
     }
 }
 
-/// After so many questions: 1 s, 2 s, 4 s, ...
+/// After so many questions: 1 s, 1.5 s, 2.25 s, ... Each is about half of the time since the start, so the address of a
+/// guest that took long to boot is shown after half as long again at most.
 fn pause(asked: u32) -> Duration {
-    FIRST.saturating_mul(1u32.checked_shl(asked).unwrap_or(u32::MAX)).min(LAST)
+    // After 20 it is LAST anyway.
+    let steps = asked.min(20);
+    (FIRST * 3u32.pow(steps) / 2u32.pow(steps)).min(LAST)
 }
 
 /// The schedules of both kinds of source.
@@ -260,8 +263,8 @@ mod tests {
 
     #[test]
     fn questions_come_soon_and_then_ever_more_rarely() {
-        let pauses: Vec<_> = (0..12).map(|asked| pause(asked).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        let pauses: Vec<_> = (0..16).map(|asked| pause(asked).as_secs()).collect();
+        assert_eq!(pauses, [1, 1, 2, 3, 5, 7, 11, 17, 25, 38, 57, 86, 129, 194, 291, 300]);
         assert_eq!(pause(u32::MAX), LAST);
     }
 
