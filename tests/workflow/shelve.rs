@@ -196,6 +196,25 @@ fn a_cancelled_shelving_ends_at_once_and_the_guest_runs_again() {
 }
 
 #[test]
+fn a_shelving_cancelled_while_its_guest_shuts_down_starts_the_guest_again() {
+    let world = World::new();
+    let life = world.live();
+    let (id, bytes) = running(&life);
+    world.control(json!({ "do": "guest", "uuid": id, "acpi_delay_ms": 700 }));
+    let (asked, started) = (world.calls("shutdown"), world.calls("start"));
+    let _answer = life.begin(id, State::Shelved);
+    until("the guest is asked to shut down", || world.calls("shutdown") > asked);
+    assert_eq!(world.power(id), PowerState::Running, "it takes its time");
+    life.change(&root(), id, InstanceChange::ResetState).unwrap();
+    life.wait_idle(id);
+    assert_eq!(life.last_task(id).record.state, TaskState::Cancelled);
+    assert_eq!(world.calls("start"), started + 1, "what was asked of it could not be taken back");
+    assert_eq!((world.power(id), life.observed(id)), (PowerState::Running, State::Active));
+    assert_eq!((disks(&life, id), world.shelf().len()), (bytes, 0));
+    assert!(world.domain(id).unwrap().autostart);
+}
+
+#[test]
 fn an_engine_that_ends_during_the_copy_goes_on_at_its_next_start() {
     let world = World::new();
     let id = {
