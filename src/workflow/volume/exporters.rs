@@ -1,7 +1,7 @@
 //! Block devices of this host between the operations: made again after a restart of the host and if somebody took them
 //! away, and watched for the death of what exports them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,8 +46,9 @@ pub(in crate::workflow) fn start(shared: &Arc<Shared>) {
     forget_devices_of_other_boots(shared);
     let shared = shared.clone();
     let spawned = thread::Builder::new().name("exporters".to_owned()).spawn(move || {
-        make_again(&shared, recorded(&shared));
-        watch(&shared);
+        let mut unseen = BTreeSet::new();
+        make_again(&shared, recorded(&shared), &mut unseen);
+        watch(&shared, unseen);
     });
     if let Err(error) = spawned {
         log::error!("no thread watches over exporters of volumes: {error}");
@@ -84,17 +85,26 @@ fn forget_device(volume: &mut Volume) {
     }
 }
 
-/// Has each of these devices made again that is not there: the host has restarted, or somebody took it away.
-fn make_again(shared: &Arc<Shared>, recorded: Vec<(Arc<Volume>, LocalAttachment)>) {
+/// Has each of these devices made again that is not there: the host has restarted, or somebody took it away. Those that
+/// cannot be looked at are said once, and kept in `unseen`.
+fn make_again(shared: &Arc<Shared>, recorded: Vec<(Arc<Volume>, LocalAttachment)>, unseen: &mut BTreeSet<Uuid>) {
     let boot = shared.settings.clock.boot();
     for (volume, local) in recorded {
         let id = volume.id;
         let is_of_this_boot = local.boot_id == boot;
-        let is_there = is_of_this_boot
-            && shared.parts.local.is_there(id, &local).unwrap_or_else(|error| {
-                log::warn!("the block device of {id} cannot be looked at, and is left as it is: {error}");
+        let is_there = match is_of_this_boot.then(|| shared.parts.local.is_there(id, &local)) {
+            None => false,
+            Some(Ok(is_there)) => {
+                unseen.remove(&id);
+                is_there
+            }
+            Some(Err(error)) => {
+                if unseen.insert(id) {
+                    log::warn!("the block device of {id} cannot be looked at, and is left as it is: {error}");
+                }
                 true
-            });
+            }
+        };
         if is_there {
             continue;
         }
@@ -143,7 +153,7 @@ fn edit(batch: &mut Batch<'_>, id: Uuid, local: &LocalAttachment, change: impl F
 }
 
 /// Waits for the end of exporters, and tells of those that nobody asked to end; looks after the devices meanwhile.
-fn watch(shared: &Arc<Shared>) {
+fn watch(shared: &Arc<Shared>, mut unseen: BTreeSet<Uuid>) {
     let Some(calls) = &shared.exporters.0 else { return };
     let mut watched: BTreeMap<Uuid, (Exporter, OwnedFd)> = BTreeMap::new();
     while !shared.gate.stopping() {
@@ -176,7 +186,7 @@ fn watch(shared: &Arc<Shared>) {
                 .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
                 .collect();
             match poll(&mut polled, patience.unwrap_or(PollTimeout::NONE)) {
-                Ok(0) => make_again(shared, shown),
+                Ok(0) => make_again(shared, shown, &mut unseen),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => {
                     log::error!("nobody watches over exporters of volumes any more: {error}");
