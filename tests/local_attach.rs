@@ -297,6 +297,30 @@ fn an_exporter_killed_under_a_file_system_is_a_fault_that_writing_0_and_availabl
 }
 
 #[test]
+fn an_exporter_that_hangs_keeps_nobody_from_hearing_of_the_death_of_another() {
+    let host = Host::new();
+    let [hung, dying] = [host.volume("qcow2"), host.volume("qcow2")];
+    let devices = [hung, dying].map(|id| host.attach(id));
+    support::signal(host.exporter(hung) as u32, libc::SIGSTOP);
+    let threads = PathBuf::from(format!("/proc/{}/task", host.daemon.pid()));
+    let asks = |thread: fs::DirEntry| {
+        fs::read_to_string(thread.path().join("stack")).is_ok_and(|stack| stack.contains("lo_ioctl"))
+    };
+    wait_until("somebody asks the hung device and gets no answer", || {
+        fs::read_dir(&threads).expect("threads").any(|thread| asks(thread.expect("a thread")))
+    });
+    support::signal(host.exporter(dying) as u32, libc::SIGKILL);
+    wait_until("the death of the other is told", || host.read(dying, "state") == "error");
+    support::signal(host.exporter(hung) as u32, libc::SIGCONT);
+    assert_eq!(host.device(hung), devices[0], "it is as it was");
+    host.set(dying, "local_attach", "0");
+    wait_until("what is left of it is gone", || host.read(dying, "local_attach") == "0");
+    host.set(hung, "local_attach", "0");
+    wait_until("it is detached", || host.read(hung, "state") == "available");
+    assert!(host.loops().is_empty());
+}
+
+#[test]
 fn after_a_restart_of_the_host_the_devices_are_there_again() {
     let mut host = Host::new();
     let ids = [host.volume("raw"), host.volume("qcow2")];

@@ -23,7 +23,7 @@ use super::reconcile::Reconciler;
 use super::request::{Completion, Submission};
 use super::turn::{EngineThread, Inside};
 use super::uptime::{Clock, Uptime};
-use super::volume::exporters;
+use super::volume::{devices, exporters};
 use super::{backends, protector, recovery};
 use crate::block::BlockBackend;
 use crate::block::backends::Backends;
@@ -255,6 +255,7 @@ impl Engine {
         if !shared.settings.read_only {
             protector::start(&shared);
             kept::start(&shared);
+            devices::start(&shared);
             exporters::start(&shared);
         }
         Ok(Arc::new(Engine { shared, consoles, thread: Mutex::new(Some(handle)) }))

@@ -4,6 +4,7 @@ mod attach;
 mod copying;
 mod create;
 mod detach;
+pub(super) mod devices;
 mod disks;
 mod examine;
 pub(super) mod exporters;

@@ -171,7 +171,7 @@ pub fn live(order: &Order<'_>) -> ! {
         retention: None,
         clock: Arc::new(SystemClock),
         drafts_per_user: 100,
-        device_interval: Duration::MAX,
+        device_interval: Duration::from_secs(86_400),
         console_token_lifetime: DEADLINE,
         copies_at_once: 1,
         shelved_offload_time: None,

@@ -159,7 +159,7 @@ impl World {
             retention: Some(RETENTION),
             clock: Arc::new(SystemClock),
             drafts_per_user: 100,
-            device_interval: Duration::MAX,
+            device_interval: Duration::from_secs(86_400),
             console_token_lifetime: DEADLINE,
             copies_at_once: 2,
             shelved_offload_time: None,
