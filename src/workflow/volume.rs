@@ -85,6 +85,7 @@ impl Subject for Volume {
             | VolumeChange::Attach { .. }
             | VolumeChange::Detach(_)
             | VolumeChange::LocalAttach(_)
+            | VolumeChange::RenewLocalDevice
             | VolumeChange::TakeSnapshot(_)
             | VolumeChange::DeleteSnapshot(_)
             | VolumeChange::Offer { .. }
@@ -259,6 +260,7 @@ fn describe(volume: &Volume, change: &VolumeChange) -> Words {
         }
         VolumeChange::Detach(instance) => words("detach", instance.map(|id| id.to_string()).unwrap_or_default(), ""),
         VolumeChange::LocalAttach(value) => words("local_attach", u8::from(record.local.is_some()), u8::from(*value)),
+        VolumeChange::RenewLocalDevice => words("local_attach", "1", "1"),
         VolumeChange::TakeSnapshot(name) => words("snapshots", "", name),
         VolumeChange::DeleteSnapshot(name) => words("snapshots", name, ""),
         VolumeChange::Offer { transfer, .. } => words("transfer", "", transfer),
@@ -320,6 +322,7 @@ fn record(
         | VolumeChange::Attach { .. }
         | VolumeChange::Detach(_)
         | VolumeChange::LocalAttach(_)
+        | VolumeChange::RenewLocalDevice
         | VolumeChange::TakeSnapshot(_)
         | VolumeChange::DeleteSnapshot(_)
         | VolumeChange::Unmanage => {}

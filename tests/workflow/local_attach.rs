@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use instancefs::inventory::{Object, Volume};
-use instancefs::model::caller::Ownership;
+use instancefs::model::caller::{Caller, Ownership};
 use instancefs::model::image::Format;
 use instancefs::model::volume::State;
 use instancefs::model::volume::Word;
@@ -91,6 +91,22 @@ fn a_device_is_shown_until_it_is_taken_away_and_both_can_be_said_twice() {
         assert_eq!((volume(&life, id).record.state(), &volume(&life, id).record.local), (State::Available, &None));
         assert!(!world.devices.has_device(id) && !world.devices.has_exporter(id));
     }
+}
+
+#[test]
+fn a_device_that_was_taken_away_meanwhile_is_not_made_again() {
+    let world = World::new();
+    let life = world.live();
+    let id = available(&life, Format::Qcow2);
+    let renew = || life.change_volume(&Caller::daemon(), id, VolumeChange::RenewLocalDevice);
+    assert_eq!(ask(&life, id, true), 0);
+    edit(&life, id, |volume| volume.record.local.as_mut().expect("it is a device").device = None);
+    assert_eq!((renew(), renew()), (Ok(()), Ok(())));
+    assert!(volume(&life, id).record.local.as_ref().is_some_and(|local| local.device.is_some()));
+    assert_eq!(ask(&life, id, false), 0);
+    assert_eq!(renew(), Ok(()));
+    assert_eq!(volume(&life, id).record.state(), State::Available, "whoever took it away has the last word");
+    assert!(!world.devices.has_device(id) && !world.devices.has_exporter(id));
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub enum VolumeChange {
     Detach(Option<Uuid>),
     /// `local_attach`.
     LocalAttach(bool),
+    /// The daemon's own: its block device, which is gone, is made again. Nothing, if by now it is to have none.
+    RenewLocalDevice,
     /// A directory made in `snapshots/`, by its name.
     TakeSnapshot(String),
     /// `deleted` written to a snapshot's `state`.
@@ -125,6 +127,10 @@ pub fn judge(situation: &Situation<'_>, change: &VolumeChange) -> Result<Effect,
         VolumeChange::Attach { instance, device } => attach(situation, *instance, device.as_deref()),
         VolumeChange::Detach(instance) => detach(situation, *instance),
         VolumeChange::LocalAttach(wanted) => local_attach(situation, *wanted),
+        VolumeChange::RenewLocalDevice => match &record.local {
+            Some(local) if local.device.is_none() => local_attach(situation, true),
+            Some(_) | None => Ok(Effect::AlreadyTrue),
+        },
         VolumeChange::TakeSnapshot(name) => {
             if record.snapshots.get(name).is_some() {
                 return Err(Reason::Exists);

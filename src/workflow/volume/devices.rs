@@ -111,7 +111,7 @@ fn make_again(shared: &Arc<Shared>, recorded: Vec<(Arc<Volume>, LocalAttachment)
         shared.submit(Submission {
             caller: Caller::daemon(),
             file: "local_attach".to_owned(),
-            request: Request::Volume { id, changes: vec![VolumeChange::LocalAttach(true)] },
+            request: Request::Volume { id, changes: vec![VolumeChange::RenewLocalDevice] },
             wait: Wait::Settle,
             done: Box::new(move |result| {
                 if let Err(reason) = result {
